@@ -1,0 +1,28 @@
+-- reserve: decides a batch of orders of one sale, in their order, and journals what it took. Reads and decides first;
+-- after its first write nothing can fail. Idempotent by order id: the same batch may be sent again.
+--
+-- KEYS  1 partition  hash    epoch, version (catalogue), written / trimmed (journal bytes)
+--       2 state      hash    status, opens_at, closes_at (ms), suspended (",3,17,": SKU indices)
+--       3 stock      hash    SKU index -> available units
+--       4 quota      hash    shopper hash (10 bytes) + SKU index (2 bytes) -> units taken
+--       5 holds      hash    order id's last 12 bytes -> hold (22 bytes, see below)
+--       6 journal    stream  one entry a batch
+-- ARGV  1 epoch, as the caller verified it      2 catalogue version that priced the batch
+--       3 MessagePack {ids, heads, sizes, lines, quota fields}; n orders, m lines
+--           ids     n strings   the order id's last 12 bytes
+--           heads   n strings   8 bytes fingerprint of the decoded order, 3 bytes catalogue version
+--           sizes   n integers  bytes of the order's record; negative: its expected_total differs, refuse it
+--           orders  n integers  lines of the order, or 0 for one line without a quota (the common case)
+--           lines   3m integers SKU index, quantity, quota (0 = no limit), line after line
+--           fields  strings     the quota field of each line that has a quota, in their order
+--       4 the n records, one after the other; this script never opens one
+-- Answers {outcomes, details, now, entry, backlog}:
+--   outcomes  one letter an order
+--       A accepted                        R this id is used: detail = its hold
+--       N sale not open yet               C sale closed       P sale paused
+--       U suspended: detail = line (1..)  T price differs
+--       Q over the quota: details = line, used   S sold out: details = available of each line
+--   details   the outcomes' details, flat, in order
+--   now       Valkey's clock, ms;  entry  the journal entry's id or "";  backlog  journal bytes not yet trimmed
+-- or {"fenced"} / {"stale", version} / {"denied", command}: nothing was decided, nothing was written.
+-- Hold: state ("h" held, "r" released), head (11 bytes), entry ms (6 bytes), entry sequence (4 bytes), big-endian.
