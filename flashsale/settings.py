@@ -1,0 +1,179 @@
+"""Every knob of the engine: one object, read from FLASHSALE_… in the environment.
+
+`flashsale config` prints this list, so each field says its unit in its name, its meaning and reason in
+its description. Relies on pydantic-settings; imports nothing of ours, so that every other module may import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "FLASHSALE_"
+KIB = 1024
+MIB = 1024 * KIB
+
+# The unit of a setting whose name carries none.
+_UNITS = {
+    "port": "TCP port",
+    "host": "address",
+    "data_dir": "path",
+    "redis_url": "URL",
+    "database_url": "URL",
+    "processes": "processes",
+    "durability": "memory | fsync",
+    "partitions": "partitions",
+    "secret": "UTF-8 text",
+    "batch_max": "order lines",
+    "batches_in_flight": "batches",
+    "queue_max": "orders",
+    "connections_max": "connections",
+    "pipeline_max": "requests",
+    "writer_rows": "rows",
+    "ledger_connections": "connections",
+    "valkey_connections": "connections",
+    "log_level": "level",
+}
+_SUFFIX_UNITS = {"_ms": "ms", "_s": "s", "_seconds": "s", "_bytes": "bytes", "_mb": "MiB"}
+
+
+class SettingsFault(Exception):
+    """A setting that the engine can't run with; its text is one line that names the variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One setting as `flashsale config` shows it; the secret is masked."""
+
+    name: str
+    variable: str
+    value: Any
+    default: Any
+    unit: str
+    meaning: str
+
+
+class Settings(BaseSettings):
+    """The engine's settings. Build with `load()`, which turns faults into one line each."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", validate_default=True)
+
+    port: int = Field(8080, ge=1, le=65535, description="the one port for shoppers, pages and health")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on (in a container: 0.0.0.0)")
+    data_dir: Path = Field(
+        Path(".flashsale"), description="run.json, the secret, and the files of the embedded Valkey and PostgreSQL"
+    )
+    redis_url: str | None = Field(None, description="your own Valkey >= 8 or Redis >= 7.0; unset: the embedded one")
+    database_url: str | None = Field(None, description="a PostgreSQL of your own; unset: the embedded one")
+    processes: int = Field(1, ge=1, le=256, description="front-end processes that share the port")
+    durability: Literal["memory", "fsync", "replicated"] = Field(
+        "fsync", description="what an answered order survives: memory = a killed front end, fsync = a power cut too"
+    )
+    partitions: int = Field(1, ge=1, description="shards of shoppers; more than 1 is refused until stock can move")
+    secret: SecretStr | None = Field(
+        None, description="key of the bearer tokens; unset: made once by `up` and kept in data_dir/secret"
+    )
+
+    linger_ms: float = Field(0, ge=0, le=1000, description="how long a batch waits for company before it goes")
+    batch_max: int = Field(512, ge=20, le=4000, description="order lines in one script call: bounds Valkey's pauses")
+    batches_in_flight: int = Field(2, ge=1, le=64, description="script calls under way at once from one front end")
+    queue_max: int = Field(20_000, ge=1, description="orders that may wait in one front end; beyond it: 503 overloaded")
+    answer_within_ms: int = Field(
+        5000, ge=1, le=600_000, description="an order still undecided after this is answered 504 outcome-unknown"
+    )
+    backlog_max_bytes: int = Field(
+        256 * MIB, ge=1, description="journal not yet in the ledger; beyond it orders get 503 before any work"
+    )
+    maxmemory_mb: int = Field(2048, ge=64, description="memory of the embedded Valkey; must exceed the backlog's bound")
+
+    connections_max: int = Field(20_000, ge=1, description="open connections of one front end; beyond it none is taken")
+    head_max_bytes: int = Field(16 * KIB, ge=1 * KIB, description="request line and headers; beyond it: 431")
+    body_max_bytes: int = Field(256 * KIB, ge=1 * KIB, description="request body; beyond it: 413")
+    drop_max_bytes: int = Field(8 * MIB, ge=0, description="read and dropped after a 413 or 431 before closing")
+    drop_seconds: float = Field(2, ge=0, description="the longest that a 413 or 431 reads and drops before closing")
+    pipeline_max: int = Field(32, ge=1, description="unanswered requests on one connection before reading pauses")
+    read_timeout_s: float = Field(10, gt=0, description="a request begun must be whole within this")
+    idle_timeout_s: float = Field(75, gt=0, description="a connection without a request is closed after this")
+    write_timeout_s: float = Field(20, gt=0, description="a client that reads nothing of its answer is cut after it")
+    drain_timeout_s: float = Field(8, gt=0, le=15, description="a stopping front end answers what it took within this")
+
+    ledger_timeout_s: float = Field(1, gt=0, description="the longest that a page waits for PostgreSQL before 503")
+    ledger_connections: int = Field(4, ge=1, le=100, description="PostgreSQL connections of one front end's pages")
+    valkey_connections: int = Field(16, ge=1, le=1000, description="Valkey connections of one front end's pages")
+    writer_rows: int = Field(5000, ge=1, le=100_000, description="order rows that the ledger writer commits at once")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line kept")
+
+    @field_validator("redis_url", "database_url", "secret", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("durability")
+    @classmethod
+    def _built(cls, value: str) -> str:
+        if value == "replicated":
+            raise ValueError("'replicated' is not built yet: use fsync (the default) or memory")
+        return value
+
+    @field_validator("partitions")
+    @classmethod
+    def _one_partition(cls, value: int) -> int:
+        if value > 1:
+            raise ValueError("more than 1 partition needs stock moves, which are not built yet: leave it at 1")
+        return value
+
+    @model_validator(mode="after")
+    def _backlog_fits(self) -> Self:
+        if self.redis_url is None and self.backlog_max_bytes >= self.maxmemory_mb * MIB:
+            raise ValueError(
+                f"{ENV_PREFIX}BACKLOG_MAX_BYTES ({self.backlog_max_bytes}) must be below "
+                f"{ENV_PREFIX}MAXMEMORY_MB ({self.maxmemory_mb} MiB): the journal lives in Valkey's memory"
+            )
+        return self
+
+    def knobs(self) -> Iterator[Knob]:
+        """Every setting in the order of this file; the secret's value is only ever `set` or None."""
+        for name, field in type(self).model_fields.items():
+            value, default = getattr(self, name), field.default
+            if name == "secret":
+                value = None if value is None else "(set)"
+            yield Knob(
+                name=name,
+                variable=ENV_PREFIX + name.upper(),
+                value=str(value) if isinstance(value, Path) else value,
+                default=f"./{default}" if isinstance(default, Path) else default,
+                unit=unit_of(name),
+                meaning=field.description or "",
+            )
+
+
+def unit_of(name: str) -> str:
+    """The unit of a setting: from its name's suffix, else from the table above."""
+    if name in _UNITS:
+        return _UNITS[name]
+    return next((unit for suffix, unit in _SUFFIX_UNITS.items() if name.endswith(suffix)), "")
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings from the environment; overrides that are None are left out.
+
+    Raises SettingsFault with one line that names the first variable at fault.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as fault:
+        first = fault.errors(include_url=False, include_input=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise SettingsFault(message) from None
+        raise SettingsFault(f"{ENV_PREFIX}{str(first['loc'][0]).upper()}: {message}") from None
