@@ -1,0 +1,131 @@
+"""Every problem that the engine answers with: its published name, status, title and what the reader can do next.
+
+RFC 9457 (`application/problem+json`). The names are stable: `type` is `/problems/<name>`, a page that tells the same.
+Relies on orjson alone, so that commands, the domain's edges and the hot path may all import it.
+"""
+
+from typing import Any, NamedTuple
+
+import orjson
+
+PROBLEM_JSON = "application/problem+json"
+AUTHENTICATE = 'Bearer realm="flashsale"'  # what WWW-Authenticate says beside every 401
+
+
+class Problem(NamedTuple):
+    """One kind of problem. `retry_after_s` is the default `Retry-After` in whole seconds; 0: the header is not sent."""
+
+    status: int
+    title: str
+    next_step: str
+    retry_after_s: int = 0
+
+
+PROBLEMS: dict[str, Problem] = {
+    "malformed": Problem(
+        400,
+        "The request is malformed",
+        "Mend what `detail` names: the message's syntax, a header, the Idempotency-Key or a query parameter.",
+    ),
+    "idempotency-key-missing": Problem(
+        400,
+        "The Idempotency-Key is missing",
+        "Send an Idempotency-Key of 1 to 64 printable ASCII characters, the same one each time the same order is sent.",
+    ),
+    "unauthenticated": Problem(
+        401,
+        "A valid bearer token is needed",
+        "Send `Authorization: Bearer …` with a token that has not expired; `flashsale token shopper ID` prints one.",
+    ),
+    "forbidden": Problem(403, "This token may not do that", "Use a token of the role that `detail` names."),
+    "sale-not-open": Problem(
+        403, "The sale is not open yet", "Send the same order with the same key again after `Retry-After` seconds.", 1
+    ),
+    "not-found": Problem(404, "There is nothing here", "Check the path; /openapi.json lists every route."),
+    "unknown-sale": Problem(404, "There is no such sale", "GET /v1/sales lists the sales."),
+    "unknown-sku": Problem(
+        404,
+        "The sale has no such SKU, or not in this market",
+        "GET /v1/sales/{sale}/offers?market=… lists what the sale offers in a market.",
+    ),
+    "method-not-allowed": Problem(405, "The method is not allowed here", "Use one of the methods in `Allow`."),
+    "sold-out": Problem(
+        409,
+        "Sold out",
+        "Order no more than `available` of each line. Where `retry_after` is given, holds may run out: try again then.",
+    ),
+    "quota-exceeded": Problem(
+        409, "Over the shopper's quota", "Order no more than `quota` minus `used` units of the SKU in this sale."
+    ),
+    "price-changed": Problem(
+        409, "The price has changed", "Show the shopper the new `total` and send it as `expected_total`."
+    ),
+    "sku-suspended": Problem(409, "A SKU is suspended", "Leave the SKU out, or try again later."),
+    "sale-closed": Problem(410, "The sale is closed", "Nothing more is sold in this sale. GET /v1/sales lists others."),
+    "too-large": Problem(
+        413, "The body is too large", "Send a body of at most 256 KiB; an order has at most 20 lines."
+    ),
+    "unsupported-media-type": Problem(
+        415,
+        "The body's media type is not supported",
+        "Send application/json or application/msgpack, uncompressed.",
+    ),
+    "invalid-order": Problem(422, "The order is not valid", "Mend each field named in `fields`."),
+    "idempotency-mismatch": Problem(
+        422,
+        "The Idempotency-Key was used for another order",
+        "Use a new key for a new order; send the first order again to get its answer again.",
+    ),
+    "too-many-requests": Problem(429, "Too many requests", "Wait `Retry-After` seconds and send the request again.", 1),
+    "headers-too-large": Problem(431, "The headers are too large", "Send a head of at most 16 KiB."),
+    "internal": Problem(
+        500,
+        "The engine failed",
+        "Send the same request with the same key again; if it fails again, give the support the `request_id`.",
+    ),
+    "sale-paused": Problem(
+        503, "The sale is paused", "Nothing was done. Send the same order with the same key again later.", 5
+    ),
+    "overloaded": Problem(
+        503, "The engine can't take this now", "Nothing was done. Send the same request with the same key again.", 1
+    ),
+    "outcome-unknown": Problem(
+        504, "It is not known whether the order was taken", "Send the same order with the same key again: that tells."
+    ),
+}
+
+
+class Refused(Exception):
+    """Ends a request with a problem. `members` are the problem's further members, in the contract's names."""
+
+    def __init__(self, name: str, detail: str = "", **members: Any) -> None:
+        super().__init__(name, detail)
+        self.name = name
+        self.detail = detail
+        self.members = members
+
+    @property
+    def problem(self) -> Problem:
+        return PROBLEMS[self.name]
+
+    def body(self) -> bytes:
+        return problem_body(self.name, self.detail, **self.members)
+
+    def retry_after_s(self) -> int:
+        """`Retry-After` in whole seconds; 0: not to be sent."""
+        given = self.members.get("retry_after")
+        return given if isinstance(given, int) else self.problem.retry_after_s
+
+
+def problem_body(name: str, detail: str = "", **members: Any) -> bytes:
+    """The RFC 9457 body of problem `name`, in JSON. `detail` is for people; `members` come after the members of the RFC."""
+    problem = PROBLEMS[name]
+    return orjson.dumps(
+        {
+            "type": f"/problems/{name}",
+            "title": problem.title,
+            "status": problem.status,
+            "detail": detail or problem.next_step,
+            **members,
+        }
+    )
