@@ -118,7 +118,7 @@ class Refused(Exception):
 
 
 def problem_body(name: str, detail: str = "", **members: Any) -> bytes:
-    """The RFC 9457 body of problem `name`, in JSON. `detail` is for people; `members` come after the members of the RFC."""
+    """The RFC 9457 body of problem `name`, JSON. `detail` is for people; `members` follow the five of the RFC."""
     problem = PROBLEMS[name]
     return orjson.dumps(
         {

@@ -39,7 +39,7 @@ def secret() -> bytes:
     given = os.environ.get("FLASHSALE_SECRET")
     if given:
         return os.fsencode(given)
-    path = Path(os.environ.get("FLASHSALE_DATA_DIR") or ".flashsale") / "secret"
+    path = Path(os.environ.get("FLASHSALE_DATA_DIR") or ".flashsale").expanduser() / "secret"
     try:
         kept = path.read_bytes().rstrip(b"\r\n")
     except OSError as error:

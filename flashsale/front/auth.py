@@ -36,7 +36,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Claims(msgspec.Struct, frozen=True, gc=False):
-    """Who asks (`sub`, 1..128 characters, no control characters), as what (`role`), until when (`exp`, UNIX time, s)."""
+    """Who asks (`sub`, 1..128 characters, no control characters), as what (`role`), until when (`exp`, UNIX s)."""
 
     sub: Annotated[str, msgspec.Meta(min_length=1, max_length=SUBJECT_MAX_CHARACTERS)]
     role: Literal["shopper", "admin"]
