@@ -4,14 +4,14 @@ Merchandising makes a new version for each change, Valkey keeps the encoded vers
 An offer's index is its place of first appearance in its sale and never changes: reservation and ledger know SKUs by it.
 """
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from flashsale.sale.salefile import OFFERS_MAX, Fault, OfferFile, SaleFile, SaleFileFaults
+from flashsale.sale.offer import Offer as Offer  # read as a part of the catalogue
+from flashsale.sale.salefile import OFFERS_MAX, Fault, SaleFile, SaleFileFaults
 
 # A sale's number is two bytes of every order id.
 SALE_NUMBER_MAX = 65_535
@@ -19,30 +19,6 @@ SALE_NUMBER_MAX = 65_535
 SALE_KEY_BYTES = 32
 # The version is three bytes of every hold.
 CATALOGUE_VERSION_MAX = 2**24 - 1
-
-
-class Offer(Struct, frozen=True):
-    """A SKU in a sale. `prices`: market code -> minor units of the market's currency; `quota` units a shopper, 0 = no limit.
-
-    `stock` is what the offer began with; the supply that `sale stock` has set since then is Valkey's and the ledger's.
-    `title`: language -> text.
-    """
-
-    sku: str
-    index: int
-    brand: str
-    title: dict[str, str]
-    stock: int
-    quota: int
-    weight_g: int
-    prices: dict[str, int]
-
-    def title_in(self, locale: str) -> str:
-        """The title in the locale, else in its language, else in English, else in whatever the offer has first."""
-        for name in (locale, locale.partition("-")[0], "en"):
-            if name in self.title:
-                return self.title[name]
-        return next(iter(self.title.values()))
 
 
 class Sale(Struct, frozen=True, dict=True):
@@ -70,9 +46,8 @@ class Sale(Struct, frozen=True, dict=True):
 
     @classmethod
     def from_file(cls, file: SaleFile, number: int, key: bytes) -> "Sale":
-        """A new sale from its file. `number` 1..65535, never used before; `key` 32 random bytes, kept as long as the sale."""
-        offers = tuple(_offer(line, index) for index, line in enumerate(file.offers))
-        return cls(file.id, number, key, file.name, file.opens_at_ms, file.closes_at_ms, file.hold_ms, offers)
+        """A new sale from its file. `number` 1..65535, never used before; `key` 32 random bytes, for ever."""
+        return cls(file.id, number, key, file.name, file.opens_at_ms, file.closes_at_ms, file.hold_ms, file.offers)
 
     @cached_property
     def by_sku(self) -> dict[str, Offer]:
@@ -88,14 +63,12 @@ class Sale(Struct, frozen=True, dict=True):
     def __repr__(self) -> str:
         return f"Sale(id={self.id!r}, number={self.number}, offers={len(self.offers)})"
 
-    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
-        yield "id", self.id
-        yield "number", self.number
-        yield "offers", len(self.offers)
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [("id", self.id), ("number", self.number), ("offers", len(self.offers))]
 
 
 class Catalogue(Struct, frozen=True, dict=True):
-    """All sales under one version, 1..CATALOGUE_VERSION_MAX; 0 is the empty catalogue that nothing was published under."""
+    """All sales under one version, 1..CATALOGUE_VERSION_MAX; 0 is the empty catalogue before the first publication."""
 
     version: int
     sales: tuple[Sale, ...]
@@ -145,7 +118,7 @@ _decoder = msgspec.msgpack.Decoder(Catalogue)
 
 
 def updated(old: Sale, new: SaleFile) -> Sale:
-    """`old` after `flashsale sale update`: the new file's name, window, hold, titles, brands, weights, quotas and prices.
+    """`old` after `flashsale sale update`: all that the new file says of window, hold and offers, except their stock.
 
     Offers keep their index; new ones are appended in the file's order. A hold is repriced at the version that took it,
     and orders name SKUs by index, so nothing may disappear: raises SaleFileFaults, with every fault, where the new file
@@ -158,28 +131,25 @@ def updated(old: Sale, new: SaleFile) -> Sale:
 
     if new.id != old.id:
         fault("sale.id", f"must stay {old.id!r}")
-    places = {line.sku: place for place, line in enumerate(new.offers)}
+    rewritten = {offer.sku: offer for offer in new.offers}
     for offer in old.offers:
-        place = places.get(offer.sku)
-        if place is None:
+        now = rewritten.get(offer.sku)
+        if now is None:
             fault("offers", f"offer {offer.sku!r} is missing: an offer is never removed (suspend it instead)")
             continue
-        line = new.offers[place]
-        for market in offer.prices.keys() - line.prices.keys():
-            fault(f"offers[{place}].prices", f"market {market} of {offer.sku!r} is missing: a market is never removed")
-        if line.stock != offer.stock:
-            field = f"offers[{place}].stock"
-            fault(
-                field,
-                f"must stay {offer.stock}: the supply is changed with `flashsale sale stock {old.id} {offer.sku}`",
-            )
-    added = [line for line in new.offers if line.sku not in old.by_sku]
+        field = f"offers[{now.index}]"
+        for market in sorted(offer.prices.keys() - now.prices.keys()):
+            fault(f"{field}.prices", f"market {market} of {offer.sku!r} is missing: a market is never removed")
+        if now.stock != offer.stock:
+            remedy = f"`flashsale sale stock {old.id} {offer.sku}` changes the supply"
+            fault(f"{field}.stock", f"must stay {offer.stock}: {remedy}")
+    added = [offer for offer in new.offers if offer.sku not in old.by_sku]
     if len(old.offers) + len(added) > OFFERS_MAX:
         fault("offers", f"a sale has at most {OFFERS_MAX} offers")
     if faults:
         raise SaleFileFaults(faults)
-    kept = [_offer(new.offers[places[offer.sku]], offer.index) for offer in old.offers]
-    appended = [_offer(line, index) for index, line in enumerate(added, len(kept))]
+    kept = [replace(rewritten[offer.sku], index=offer.index) for offer in old.offers]
+    appended = [replace(offer, index=index) for index, offer in enumerate(added, len(kept))]
     return replace(
         old,
         name=new.name,
@@ -188,7 +158,3 @@ def updated(old: Sale, new: SaleFile) -> Sale:
         hold_ms=new.hold_ms,
         offers=(*kept, *appended),
     )
-
-
-def _offer(line: OfferFile, index: int) -> Offer:
-    return Offer(line.sku, index, line.brand, line.title, line.stock, line.quota, line.weight_g, line.prices)

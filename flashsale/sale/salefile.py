@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from flashsale.sale.market import MARKETS
 from flashsale.sale.money import parse_amount
+from flashsale.sale.offer import Offer
 
 # 10,000 offers of 800 bytes: three titles and a dozen prices each. tomllib reads about 1 MB/s.
 FILE_MAX_BYTES = 8 * 1024 * 1024
@@ -51,7 +52,7 @@ Place: TypeAlias = tuple[str | int, ...]  # where a value stands: ("offers", 3, 
 
 
 class Fault(NamedTuple):
-    """One fault: the file's name, the line (from 1), the field (`offers[3].prices.SG`, "" for the file) and what is wrong."""
+    """One fault: the file's name, the line (from 1), the field (`offers[3].prices.SG`, "" for all) and what is wrong."""
 
     source: str
     line: int
@@ -70,27 +71,15 @@ class SaleFileFaults(Exception):
         super().__init__("\n".join(map(str, self.faults)))
 
 
-class OfferFile(Struct, frozen=True):
-    """One `[[offers]]`: `prices` market -> minor units of the market's currency, `title` language -> text."""
-
-    sku: str
-    brand: str
-    title: dict[str, str]
-    stock: int
-    quota: int
-    weight_g: int
-    prices: dict[str, int]
-
-
 class SaleFile(Struct, frozen=True):
-    """A checked sale file. `source` names it in faults; `lines` tells where each of its fields stands."""
+    """A checked sale file, its offers in the file's order. `source` names it in faults, `lines` has its fields' lines."""
 
     id: str
     name: str
     opens_at_ms: int
     closes_at_ms: int
     hold_ms: int
-    offers: tuple[OfferFile, ...]
+    offers: tuple[Offer, ...]
     source: str
     lines: Mapping[str, int]
 
@@ -108,7 +97,7 @@ class SaleFile(Struct, frozen=True):
         return replace(self, id=sale_id)
 
     def with_window(self, opens_at_ms: int, closes_at_ms: int) -> "SaleFile":
-        """The same sale in another window (the demo sale opens when it is created). Milliseconds, closes after opens."""
+        """The same sale in another window, in milliseconds. Raises ValueError if it would close before it opens."""
         if opens_at_ms >= closes_at_ms:
             raise ValueError(f"a sale closes after it opens: {opens_at_ms}, {closes_at_ms}")
         return replace(self, opens_at_ms=opens_at_ms, closes_at_ms=closes_at_ms)
@@ -117,7 +106,7 @@ class SaleFile(Struct, frozen=True):
 def canonical(file: SaleFile) -> bytes:
     """What the file says, as JSON bytes: equal if and only if two files mean the same sale, however they are written.
 
-    Comments, layout, the order of keys, languages and markets don't count; the order of offers does: it gives their index.
+    Comments, layout, the order of keys, languages and markets don't count; the order of offers does: it is their index.
     """
     said = {field: getattr(file, field) for field in file.__struct_fields__ if field not in ("source", "lines")}
     return msgspec.json.encode(said, order="sorted")
@@ -348,7 +337,7 @@ class _Reader:
         window = ((opens_at - _EPOCH) // _MILLISECOND, (closes_at - _EPOCH) // _MILLISECOND)
         return SaleFile(sale_id, name, *window, hold_seconds * 1000, offers, self._source, lines)
 
-    def _offers(self, tables: object) -> tuple[OfferFile, ...]:
+    def _offers(self, tables: object) -> tuple[Offer, ...]:
         if tables is None or tables == []:
             self._fault(("offers",), "a sale has at least one [[offers]]")
             return ()
@@ -365,17 +354,19 @@ class _Reader:
             checked = self._table(place, table)
             if checked is None:
                 continue
-            offer = self._offer(place, checked)
+            offer = self._offer(index, checked)
             first = first_place.setdefault(offer.sku, place)
             if offer.sku and first != place:
                 self._fault((*place, "sku"), f"{_shown(offer.sku)} is already the SKU of line {self._line(first)}")
             offers.append(offer)
         return tuple(offers)
 
-    def _offer(self, place: Place, table: dict[str, object]) -> OfferFile:
+    def _offer(self, index: int, table: dict[str, object]) -> Offer:
+        place = ("offers", index)
         self._known_keys(place, table, _OFFER_KEYS)
-        return OfferFile(
+        return Offer(
             sku=self._matching((*place, "sku"), table, SKU, "1 to 64 printable ASCII characters without spaces"),
+            index=index,
             brand=self._text((*place, "brand"), table, BRAND_MAX_CHARACTERS),
             title=self._titles((*place, "title"), table),
             stock=self._integer((*place, "stock"), table, 0, STOCK_MAX_UNITS),
@@ -388,14 +379,11 @@ class _Reader:
         titles = self._table(place, table.get("title"))
         if titles == {}:
             self._fault(place, "must have a title in at least one language")
-        for language in titles or ():
+        titles = titles or {}
+        for language in titles:
             if not LANGUAGE.fullmatch(language):
                 self._fault((*place, language), "is no language: use codes such as en, zh or zh-TW")
-        return {
-            language: self._text((*place, language), titles, TITLE_MAX_CHARACTERS)
-            for language in titles or ()
-            if titles is not None
-        }
+        return {language: self._text((*place, language), titles, TITLE_MAX_CHARACTERS) for language in titles}
 
     def _prices(self, place: Place, table: dict[str, object]) -> dict[str, int]:
         prices = self._table(place, table.get("prices"))
@@ -420,8 +408,8 @@ class _Reader:
             self._fault(place, "must be above 0")
         return amount_minor
 
-    # One method a type: each takes the place of a key and the table that it is in, and answers a value of the right type
-    # even after a fault, so that reading goes on.
+    # One method a type: each takes the place of a key and the table that it is in, and answers a value of the right
+    # type even after a fault, so that reading goes on.
 
     def _table(self, place: Place, value: object) -> dict[str, object] | None:
         if isinstance(value, dict):
@@ -509,7 +497,7 @@ def _shown(value: str | int) -> str:
     """A value in a message: short, on one line, whatever the file holds."""
     if isinstance(value, int):
         return str(value) if value.bit_length() <= 64 else f"a number of {value.bit_length()} bits"
-    return ascii(value) if len(value) <= 64 else f"{ascii(value[:64])}..."
+    return ascii(value) if len(value) <= 64 else f"{value[:64]!a}..."
 
 
 _KINDS: tuple[tuple[type, str], ...] = (

@@ -1,0 +1,28 @@
+"""An offer: a SKU in a sale. The sale file makes it, the catalogue keeps it."""
+
+from msgspec import Struct
+
+
+class Offer(Struct, frozen=True):
+    """`title` language -> text; `prices` market code -> minor units of the market's currency; `quota` units a shopper.
+
+    `index` is the offer's place of first appearance in its sale: it never changes, and inside the house it is the SKU.
+    `stock` is what the offer began with; the supply that `sale stock` has set since then is Valkey's and the ledger's.
+    A quota of 0 is no limit.
+    """
+
+    sku: str
+    index: int
+    brand: str
+    title: dict[str, str]
+    stock: int
+    quota: int
+    weight_g: int
+    prices: dict[str, int]
+
+    def title_in(self, locale: str) -> str:
+        """The title in the locale, else in its language, else in English, else in whatever the offer has first."""
+        for name in (locale, locale.partition("-")[0], "en"):
+            if name in self.title:
+                return self.title[name]
+        return next(iter(self.title.values()))
