@@ -85,7 +85,7 @@ class Crowd:
         return min(int(seconds / self.minute_s), len(self.counts) - 1)
 
     def deviations(self, sent: Iterable[int]) -> list[tuple[int, int, float]]:
-        """The minutes in which what was sent is not the shape's: (minute, sent, expected), within the allowance above."""
+        """Minutes in which what was sent is off the shape by more than is allowed: (minute, sent, expected)."""
         return [
             (minute, count, expected)
             for minute, (count, expected) in enumerate(zip(sent, self.expected(), strict=True))

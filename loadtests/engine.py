@@ -35,7 +35,7 @@ def run(*arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
 
 
 def fresh_sale(source: Path, sale_id: str, folder: Path) -> list[str]:
-    """Creates the sale of a file under a new id, open from now for a day; returns the SKUs priced in SG, in the file's order."""
+    """Creates a file's sale under a new id, open from now for a day; returns its SKUs priced in SG, in their order."""
     now = datetime.now(UTC).replace(microsecond=0)
     text = source.read_text(encoding="utf-8")
     for field, moment in (("opens_at", now - timedelta(minutes=1)), ("closes_at", now + timedelta(days=SALE_DAYS))):

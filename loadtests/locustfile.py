@@ -2,9 +2,10 @@
 
     .venv/bin/locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:8080 --height 2000 --speed 60
 
-Every request has its moment (crowd.py), whether or not earlier ones were answered; a user is a connection that sends what falls due
-next. Nine in ten requests are orders; some of them are sent again with the same key and must get the first answer; the rest are
-pages. The exit code is 0 only if no answer was wrong, the requests a minute followed the shape, and the audit is green.
+Every request has its moment (crowd.py), whether or not earlier ones were answered; a user is a connection that sends
+what falls due next. Nine in ten requests are orders; some of them are sent again with the same key and must get the
+first answer; the rest are pages. The exit code is 0 only if no answer was wrong, the requests a minute followed the
+shape, and the audit is green. Run it from the repository's root: it imports its neighbours as `loadtests`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ USERS_A_SECOND = 500  # connections opened a second before the crowd moves
 FAULTS_SHOWN = 20
 BREATH_S = 0.5  # between the last user's start and the first moment
 
-# What an order may be answered without a fault of the engine: sold out and over the quota are a flash sale's daily bread.
+# What an order may be answered without a fault of the engine: sold out and over the quota are a sale's daily bread.
 TAKEN = 201
 REFUSED = 409
 REFUSALS = ("sold-out", "quota-exceeded")

@@ -1,6 +1,6 @@
 """HTTP/1.1 on a raw gevent socket: what a load generator needs of it and no more.
 
-Some five times as many requests/s on one core as Locust's FastHttpUser. Relies on the server's answers having a Content-Length.
+Some five times as many requests/s on one core as Locust's FastHttpUser. Relies on answers having a Content-Length.
 """
 
 from __future__ import annotations
