@@ -1,0 +1,448 @@
+"""What the rest of the house may ask of a partition, as typed functions: one a script but the hot one (batcher.py).
+
+All but the reading ones take the epoch that the caller verified against the ledger and raise Fenced, having changed
+nothing, where Valkey's is another. Redis-py's errors pass through: after one of a changing call the outcome is unknown,
+and the same call may be sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal, NamedTuple, cast
+
+import msgpack  # type: ignore[import-untyped]
+import redis.asyncio
+
+from flashsale.reservation import keys
+from flashsale.reservation.holds import Hold, unpack
+from flashsale.reservation.movements import Entry, decode_entry, parse_entry_id
+from flashsale.reservation.scripts import Script
+from flashsale.sale.catalogue import Catalogue
+
+UNITS_MAX = 10**9
+"""Largest supply of a SKU: the contract's bound, far below 2^53, up to which Lua counts exactly."""
+
+USED_ID_BYTES = 12
+"""The end of an order id that is its field in the holds' hash."""
+
+StatusAction = Literal["open", "pause", "resume", "close"]
+
+_CREATE_SALE = Script("create_sale")
+_SET_STATUS = Script("set_status")
+_SET_SUSPENDED = Script("set_suspended")
+_ADJUST = Script("adjust")
+_RELEASE = Script("release")
+_PUBLISH = Script("publish")
+_TRIM = Script("trim")
+_READ_STATE = Script("read_state")
+
+
+class Refusal(Exception):
+    """A script refused, and nothing was written."""
+
+
+class Fenced(Refusal):
+    """The partition is absent from Valkey or of another epoch than the caller verified."""
+
+
+class Denied(Refusal):
+    """Valkey's ACL forbids a command that the script needs; the message names command and key."""
+
+
+class UnknownSale(Refusal):
+    """The partition has no such sale."""
+
+
+class UnknownSku(Refusal):
+    """The sale has no such SKU."""
+
+
+class Mismatch(Refusal):
+    """What is there is not what the caller expected; the message says what is."""
+
+
+class SaleClosed(Refusal):
+    """Closing is final."""
+
+
+class SaleEnded(Refusal):
+    """The sale can't be opened: its window has passed."""
+
+
+class SupplyMismatch(Mismatch):
+    """The supply is not the expected one."""
+
+    def __init__(self, supply: int, available: int) -> None:
+        super().__init__(f"the supply is {supply}, of which {supply - available} taken")
+        self.supply, self.available = supply, available
+
+
+class BelowTaken(Mismatch):
+    """The new supply is below what is taken already."""
+
+    def __init__(self, supply: int, available: int) -> None:
+        super().__init__(f"{supply - available} of {supply} are taken")
+        self.supply, self.available = supply, available
+
+
+class PartitionState(NamedTuple):
+    """A partition's own hash. `written` and `trimmed` in journal bytes; their difference is the backlog."""
+
+    epoch: int
+    version: int
+    run_id: str
+    written: int
+    trimmed: int
+
+
+class SaleWindow(NamedTuple):
+    """A sale's status (open, paused, closed) and window (ms) now; `entry`: journal id, "" if nothing changed."""
+
+    status: str
+    opens_at_ms: int
+    closes_at_ms: int
+    entry: str
+
+
+class StockLevel(NamedTuple):
+    """A SKU's units after a change; `entry`: journal id, "" if nothing changed."""
+
+    supply: int
+    available: int
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaleState:
+    """A sale in one instant of Valkey's clock. `supply` and `available` by SKU index, `written` and `trimmed` in bytes
+    of the journal; `last_entry`, its newest id ever given out: a ledger whose mark is there has exactly this state."""
+
+    now_ms: int
+    number: int
+    status: str
+    opens_at_ms: int
+    closes_at_ms: int
+    suspended: frozenset[int]
+    supply: tuple[int, ...]
+    available: tuple[int, ...]
+    last_entry: tuple[int, int]
+    epoch: int
+    version: int
+    written: int
+    trimmed: int
+
+
+async def read_partition(client: redis.asyncio.Redis, partition: int = 0) -> PartitionState | None:
+    """The partition's own hash, or None where Valkey has none: never built, or lost."""
+    fields = ("epoch", "version", "run_id", "written", "trimmed")
+    values = await _await(client.hmget(keys.partition(partition), *fields))
+    epoch, version, run_id, written, trimmed = values
+    if epoch is None:
+        return None
+    return PartitionState(
+        int(epoch), int(version or 0), (run_id or b"").decode("ascii"), int(written or 0), int(trimmed or 0)
+    )
+
+
+async def create_sale(
+    client: redis.asyncio.Redis,
+    *,
+    partition: int,
+    epoch: int,
+    sale_id: str,
+    number: int,
+    opens_at_ms: int,
+    closes_at_ms: int,
+    supply: Mapping[int, int] | Sequence[int],
+    set_window: bool,
+) -> int:
+    """Makes the sale, or gives an existing one the SKUs that it lacks; returns how many SKUs were added.
+
+    `supply`: units by SKU index. `set_window`: whether an existing sale's window becomes this one, since an unchanged
+    file must not undo `open`. Raises Mismatch where the sale exists under another number, ValueError for units out of
+    bounds.
+    """
+    pairs = supply.items() if isinstance(supply, Mapping) else enumerate(supply)
+    flat = list(chain.from_iterable(pairs))
+    if not all(0 <= units <= UNITS_MAX for units in flat[1::2]):
+        raise ValueError(f"a supply is not within 0 to {UNITS_MAX}")
+    window = "set" if set_window else "keep"
+    answer = await _run(
+        _CREATE_SALE,
+        client,
+        [
+            keys.partition(partition),
+            keys.state(partition, sale_id),
+            keys.stock(partition, sale_id),
+            keys.supply(partition, sale_id),
+            keys.journal(partition),
+        ],
+        [epoch, number, opens_at_ms, closes_at_ms, window, _pack(flat)],
+    )
+    if answer[0] == b"mismatch":
+        raise Mismatch(f"Valkey has sale {sale_id} under number {answer[1]}, not {number}")
+    return int(answer[1])
+
+
+async def set_status(
+    client: redis.asyncio.Redis, *, partition: int, epoch: int, sale_id: str, action: StatusAction
+) -> SaleWindow:
+    """Opens (now), pauses, resumes or closes the sale. Raises UnknownSale, SaleClosed, SaleEnded."""
+    answer = await _run(
+        _SET_STATUS,
+        client,
+        [keys.partition(partition), keys.state(partition, sale_id), keys.journal(partition)],
+        [epoch, action],
+    )
+    match answer[0]:
+        case b"unknown":
+            raise UnknownSale(sale_id)
+        case b"closed":
+            raise SaleClosed(sale_id)
+        case b"ended":
+            raise SaleEnded(sale_id)
+    _, status, opens_at_ms, closes_at_ms, entry = answer
+    return SaleWindow(status.decode(), opens_at_ms, closes_at_ms, entry.decode())
+
+
+async def suspend(client: redis.asyncio.Redis, *, partition: int, epoch: int, sale_id: str, sku: int) -> bool:
+    """Takes the SKU (its index) out of the sale; False where it was out. Raises UnknownSale, UnknownSku."""
+    return await _set_suspended(client, partition, epoch, sale_id, sku, "suspend")
+
+
+async def unsuspend(client: redis.asyncio.Redis, *, partition: int, epoch: int, sale_id: str, sku: int) -> bool:
+    """Puts the SKU (its index) back; False where it was not out. Raises UnknownSale, UnknownSku."""
+    return await _set_suspended(client, partition, epoch, sale_id, sku, "unsuspend")
+
+
+async def _set_suspended(
+    client: redis.asyncio.Redis, partition: int, epoch: int, sale_id: str, sku: int, action: str
+) -> bool:
+    answer = await _run(
+        _SET_SUSPENDED,
+        client,
+        [
+            keys.partition(partition),
+            keys.state(partition, sale_id),
+            keys.supply(partition, sale_id),
+            keys.journal(partition),
+        ],
+        [epoch, action, sku],
+    )
+    _raise_unknown(answer, sale_id, sku)
+    return bool(answer[2])
+
+
+async def adjust(
+    client: redis.asyncio.Redis, *, partition: int, epoch: int, sale_id: str, sku: int, to: int, expect: int
+) -> StockLevel:
+    """Sets the SKU's supply to `to` units if it is `expect`. Raises SupplyMismatch, BelowTaken, UnknownSale,
+    UnknownSku, ValueError for `to` out of bounds."""
+    if not 0 <= to <= UNITS_MAX:
+        raise ValueError(f"a supply is not within 0 to {UNITS_MAX}")
+    answer = await _run(
+        _ADJUST,
+        client,
+        [
+            keys.partition(partition),
+            keys.state(partition, sale_id),
+            keys.stock(partition, sale_id),
+            keys.supply(partition, sale_id),
+            keys.journal(partition),
+        ],
+        [epoch, sku, to, expect],
+    )
+    _raise_unknown(answer, sale_id, sku)
+    if answer[0] == b"mismatch":
+        raise SupplyMismatch(answer[1], answer[2])
+    if answer[0] == b"taken":
+        raise BelowTaken(answer[1], answer[2])
+    return StockLevel(answer[1], answer[2], answer[3].decode())
+
+
+async def release(
+    client: redis.asyncio.Redis,
+    *,
+    epoch: int,
+    sale_id: str,
+    order_id: str,
+    movement: str,
+    lines: Iterable[tuple[int, int]],
+    quota: Iterable[tuple[bytes, int]] = (),
+) -> str | None:
+    """Gives an order's units back, once; returns the journal id, or None where they went back before.
+
+    `lines`: (SKU index, units) of the whole order. `quota`: (quota field, units) to give back with them; nothing where
+    the shopper's quota stays used. Raises UnknownSale where sale or hold is unknown, Mismatch where more would be
+    available than was supplied.
+    """
+    partition, used_id = _split(order_id)
+    answer = await _run(
+        _RELEASE,
+        client,
+        [
+            keys.partition(partition),
+            keys.state(partition, sale_id),
+            keys.stock(partition, sale_id),
+            keys.supply(partition, sale_id),
+            keys.quota(partition, sale_id),
+            keys.holds(partition, sale_id),
+            keys.journal(partition),
+        ],
+        [
+            epoch,
+            movement,
+            order_id,
+            used_id,
+            _pack(list(chain.from_iterable(lines))),
+            _pack(list(chain.from_iterable(quota))),
+        ],
+    )
+    match answer[0]:
+        case b"unknown":
+            raise UnknownSale(f"{sale_id}, or its order {order_id}")
+        case b"beyond":
+            raise Mismatch(f"order {order_id}: more of SKU {answer[1]} would be available than was supplied")
+        case b"already":
+            return None
+    return cast(str, answer[1].decode())
+
+
+async def publish(client: redis.asyncio.Redis, *, partition: int, epoch: int, catalogue: Catalogue) -> None:
+    """Stores the catalogue's document, then puts its version in force: from then on reserve.lua refuses every batch
+    priced at another, so each process obeys it from its next batch on. Raises Mismatch where a newer is in force."""
+    await _await(client.hset(keys.CATALOGUE, str(catalogue.version), cast(str, catalogue.encode())))
+    answer = await _run(
+        _PUBLISH, client, [keys.partition(partition), keys.journal(partition)], [epoch, catalogue.version]
+    )
+    if answer[0] == b"stale":
+        raise Mismatch(f"catalogue version {answer[1]} is in force, newer than {catalogue.version}")
+
+
+async def load_catalogue(
+    client: redis.asyncio.Redis, version: int | None = None, partition: int = 0
+) -> Catalogue | None:
+    """The catalogue at `version`, by default the one in force in `partition`; None where Valkey has none."""
+    if version is None:
+        in_force = await _await(client.hget(keys.partition(partition), "version"))
+        version = int(in_force or 0)
+    document = await _await(client.hget(keys.CATALOGUE, str(version)))
+    return None if document is None else Catalogue.decode(document)
+
+
+async def trim(client: redis.asyncio.Redis, *, partition: int, epoch: int, mark: tuple[int, int], written: int) -> int:
+    """Cuts the journal up to and with the entry `mark`, whose field w is `written`; returns how many entries went.
+    Raises Mismatch where that many bytes were never written."""
+    keep_from = f"{mark[0]}-{mark[1] + 1}"
+    answer = await _run(
+        _TRIM, client, [keys.partition(partition), keys.journal(partition)], [epoch, keep_from, written]
+    )
+    if answer[0] == b"beyond":
+        raise Mismatch(f"the journal has {answer[1]} bytes, the ledger's mark stands at {written}")
+    return int(answer[1])
+
+
+async def read_state(client: redis.asyncio.Redis, sale_id: str, partition: int = 0) -> SaleState | None:
+    """The sale in one instant, or None where the partition has none of that id."""
+    answer = await _READ_STATE.run(
+        client,
+        [
+            keys.partition(partition),
+            keys.state(partition, sale_id),
+            keys.stock(partition, sale_id),
+            keys.supply(partition, sale_id),
+            keys.journal(partition),
+        ],
+        [],
+    )
+    epoch, version, written, trimmed, now_ms, last, *sale, supply, stock = answer
+    number, status, opens_at, closes_at, suspended = sale
+    if not number:
+        return None
+    supplied = _by_index(supply)
+    available = _by_index(stock)
+    return SaleState(
+        now_ms=now_ms,
+        number=int(number),
+        status=status.decode(),
+        opens_at_ms=int(opens_at),
+        closes_at_ms=int(closes_at),
+        suspended=frozenset(int(index) for index in suspended.split(b",") if index),
+        supply=supplied,
+        available=available,
+        last_entry=parse_entry_id(last),
+        epoch=int(epoch or 0),
+        version=int(version or 0),
+        written=int(written or 0),
+        trimmed=int(trimmed or 0),
+    )
+
+
+async def find_hold(client: redis.asyncio.Redis, sale_id: str, order_id: str) -> Hold | None:
+    """What Valkey keeps of a used order id; None where it was never accepted here or its sale is settled."""
+    partition, used_id = _split(order_id)
+    value = await _await(client.hget(keys.holds(partition, sale_id), cast(str, used_id)))
+    return None if value is None else unpack(value)
+
+
+async def find_record(client: redis.asyncio.Redis, order_id: str, hold: Hold) -> bytes | None:
+    """The order's record (COPY line with its newline) from the journal; None where it was trimmed to the ledger."""
+    partition, _ = _split(order_id)
+    entry = await read_entry(client, partition, (hold.entry_ms, hold.entry_seq))
+    if entry is None:
+        return None
+    start = order_id.encode("ascii") + b"\t"
+    records = entry.records
+    at = 0 if records.startswith(start) else records.find(b"\n" + start) + 1
+    if at == 0 and not records.startswith(start):
+        return None
+    return records[at : records.index(b"\n", at) + 1]
+
+
+async def read_entry(client: redis.asyncio.Redis, partition: int, entry_id: tuple[int, int]) -> Entry | None:
+    """The journal entry of that id; None where it was trimmed."""
+    name = f"{entry_id[0]}-{entry_id[1]}"
+    found = await _await(client.xrange(keys.journal(partition), name, name))
+    return decode_entry(*found[0]) if found else None
+
+
+def _split(order_id: str) -> tuple[int, bytes]:
+    """(partition, the id's last 12 bytes). Raises ValueError where the id is not hexadecimal."""
+    raw = bytes.fromhex(order_id)
+    return raw[0], raw[-USED_ID_BYTES:]
+
+
+def _by_index(flat: Sequence[bytes]) -> tuple[int, ...]:
+    """HGETALL's flat answer, index -> units, as units by index. SKU indices are 0 to n-1 without a gap."""
+    values = {int(index): int(units) for index, units in zip(flat[::2], flat[1::2], strict=True)}
+    return tuple(values[index] for index in range(len(values)))
+
+
+def _pack(values: list[Any]) -> bytes:
+    """MessagePack that Valkey's cmsgpack reads: it refuses the `bin` type."""
+    return cast(bytes, msgpack.packb(values, use_bin_type=False))
+
+
+async def _run(
+    script: Script, client: redis.asyncio.Redis, names: Sequence[str], arguments: Sequence[str | bytes | int]
+) -> Any:
+    answer = await script.run(client, names, arguments)
+    if answer[0] == b"fenced":
+        raise Fenced(f"{script.name}: {names[0]} is absent from Valkey or of another epoch than {arguments[0]!r}")
+    if answer[0] == b"denied":
+        raise Denied(f"{script.name}: Valkey's ACL denies {answer[1].decode()}")
+    return answer
+
+
+def _raise_unknown(answer: Sequence[Any], sale_id: str, sku: int) -> None:
+    if answer[0] == b"unknown":
+        raise UnknownSale(sale_id)
+    if answer[0] == b"unknown-sku":
+        raise UnknownSku(f"{sale_id}: {sku}")
+
+
+async def _await(reply: Any) -> Any:
+    """Redis-py types its commands as awaitable or not, since both of its clients share them."""
+    return await reply

@@ -1,0 +1,50 @@
+"""The name of every key in Valkey, made here alone.
+
+A key of a partition begins with its hash tag, so that a script's keys lie in one slot whatever the sale. What a key
+holds is said at its function; which script writes which key is said in each script's head.
+"""
+
+CATALOGUE = "catalogue"
+"""Hash: catalogue version (decimal) -> document (`Catalogue.encode()`). The version in force stands in each partition's
+hash; every version that an unsettled sale used stays, because a replay is repriced at its own."""
+
+
+def tag(partition: int) -> str:
+    """The hash tag that every key of `partition` carries."""
+    return f"{{p{partition:02d}}}"
+
+
+def partition(partition: int) -> str:
+    """Hash: epoch, version (catalogue version in force), run_id (verified against the ledger), written and trimmed
+    (journal bytes ever added, and of these already in the ledger and cut off)."""
+    return f"{tag(partition)}:partition"
+
+
+def journal(partition: int) -> str:
+    """Stream: every movement of stock and every change of state of this partition, in the order of their happening."""
+    return f"{tag(partition)}:journal"
+
+
+def state(partition: int, sale_id: str) -> str:
+    """Hash: number, status (open, paused, closed), opens_at and closes_at (ms), suspended (",3,17,": SKU indices)."""
+    return f"{tag(partition)}:{sale_id}:state"
+
+
+def stock(partition: int, sale_id: str) -> str:
+    """Hash: SKU index -> available units."""
+    return f"{tag(partition)}:{sale_id}:stock"
+
+
+def supply(partition: int, sale_id: str) -> str:
+    """Hash: SKU index -> units ever given to this sale; supply = available + taken."""
+    return f"{tag(partition)}:{sale_id}:supply"
+
+
+def quota(partition: int, sale_id: str) -> str:
+    """Hash: shopper hash (10 bytes) + SKU index (2 bytes) -> units taken."""
+    return f"{tag(partition)}:{sale_id}:quota"
+
+
+def holds(partition: int, sale_id: str) -> str:
+    """Hash: an order id's last 12 bytes -> its hold (see holds.py). A used id stays until the sale is settled."""
+    return f"{tag(partition)}:{sale_id}:holds"

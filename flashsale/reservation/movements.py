@@ -1,0 +1,134 @@
+"""The journal as its readers see it: an entry is either a batch of accepted orders or one movement.
+
+Every script that changes something adds one entry, in the instant of the change: `o` <COPY lines> or `m` <JSON>, and
+`w` <journal bytes ever written, this entry's payload included>. The scripts write the JSON; this module alone reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+
+class _Movement(msgspec.Struct, frozen=True, tag_field="kind"):
+    """A movement's `kind` chooses its class; unknown fields of later versions are ignored."""
+
+
+class Created(_Movement, frozen=True, tag="create"):
+    """A sale was made, or got SKUs or another window. `supply`: SKU index -> units added; times in ms."""
+
+    sale: int
+    supply: dict[int, int]
+    opens_at: int
+    closes_at: int
+
+
+class Adjusted(_Movement, frozen=True, tag="adjust"):
+    """A SKU's supply was set: `delta` units were added (or taken away), `supply` is the new one."""
+
+    sale: int
+    sku: int
+    delta: int
+    supply: int
+
+
+class Released(_Movement, frozen=True, tag="release"):
+    """An order's units went back. `lines`: (SKU index, units); `movement` names the cause, as the outbox did."""
+
+    sale: int
+    movement: str
+    order: str
+    lines: tuple[tuple[int, int], ...]
+
+
+class StatusSet(_Movement, frozen=True, tag="status"):
+    """The sale's status (open, paused, closed) and window (ms) from here on."""
+
+    sale: int
+    status: str
+    opens_at: int
+    closes_at: int
+
+
+class Suspended(_Movement, frozen=True, tag="suspend"):
+    """No orders of this SKU from here on."""
+
+    sale: int
+    sku: int
+
+
+class Unsuspended(_Movement, frozen=True, tag="unsuspend"):
+    """Orders of this SKU again."""
+
+    sale: int
+    sku: int
+
+
+class VersionSet(_Movement, frozen=True, tag="version"):
+    """The catalogue version in force from here on."""
+
+    version: int
+
+
+class EpochSet(_Movement, frozen=True, tag="epoch"):
+    """The first entry of a rebuilt journal."""
+
+    epoch: int
+
+
+Movement = Created | Adjusted | Released | StatusSet | Suspended | Unsuspended | VersionSet | EpochSet
+
+_DECODER: msgspec.json.Decoder[Movement] = msgspec.json.Decoder(Movement)
+_ENCODER = msgspec.json.Encoder()
+
+
+class Entry(NamedTuple):
+    """One journal entry. `records`: COPY lines, each ending in a newline, b"" for a movement. `written`: field w."""
+
+    ms: int
+    seq: int
+    records: bytes
+    movement: Movement | None
+    written: int
+
+    @property
+    def id(self) -> str:
+        """The id as Valkey writes it."""
+        return f"{self.ms}-{self.seq}"
+
+
+def parse_entry_id(text: bytes | str) -> tuple[int, int]:
+    """(ms, sequence) of a stream id such as b"1762790400123-0". Raises ValueError for anything else."""
+    if isinstance(text, bytes):
+        text = text.decode("ascii")
+    ms, separator, seq = text.partition("-")
+    if not separator:
+        raise ValueError(f"not a journal id: {text!r}")
+    return int(ms), int(seq)
+
+
+def encode_movement(movement: Movement) -> bytes:
+    """The JSON of a movement that no script writes: a rebuild's `epoch` entry."""
+    return _ENCODER.encode(movement)
+
+
+def decode_movement(payload: bytes) -> Movement:
+    """The movement in field m. Raises ValueError where it is none that this version knows."""
+    return _DECODER.decode(payload)
+
+
+def decode_entry(entry_id: bytes, fields: Mapping[bytes, bytes] | Sequence[bytes]) -> Entry:
+    """An entry of XRANGE or XREAD; `fields` as a mapping or as the flat list of the wire. Raises ValueError where the
+    entry is not one that the scripts write."""
+    if not isinstance(fields, Mapping):
+        fields = dict(zip(fields[::2], fields[1::2], strict=True))
+    ms, seq = parse_entry_id(entry_id)
+    try:
+        written = int(fields[b"w"])
+        records = fields.get(b"o")
+        movement = None if records is not None else decode_movement(fields[b"m"])
+    except KeyError as absent:
+        raise ValueError(f"journal entry {ms}-{seq} lacks field {absent.args[0].decode()}") from None
+    return Entry(ms, seq, records or b"", movement, written)
