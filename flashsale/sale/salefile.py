@@ -52,7 +52,7 @@ Place: TypeAlias = tuple[str | int, ...]  # where a value stands: ("offers", 3, 
 
 
 class Fault(NamedTuple):
-    """One fault: the file's name, the line (from 1), the field (`offers[3].prices.SG`, "" for all) and what is wrong."""
+    """One fault: the file's name, the line (from 1), the field (`offers[3].prices.SG`, or "") and what is wrong."""
 
     source: str
     line: int
@@ -72,7 +72,7 @@ class SaleFileFaults(Exception):
 
 
 class SaleFile(Struct, frozen=True):
-    """A checked sale file, its offers in the file's order. `source` names it in faults, `lines` has its fields' lines."""
+    """A checked sale file, offers in the file's order. `source` names it in faults, `lines` has its fields' lines."""
 
     id: str
     name: str
@@ -466,7 +466,8 @@ class _Reader:
         if value is None:
             self._fault(place, "is missing")
         elif not isinstance(value, datetime) or value.tzinfo is None:
-            self._fault(place, f"must be a date, a time and an offset such as 2026-11-10T16:00:00Z, not {_kind(value)}")
+            found = "no offset is there" if isinstance(value, datetime) else f"not {_kind(value)}"
+            self._fault(place, f"must be a date and time with its offset, such as 2026-11-10T16:00:00Z; {found}")
         elif not EARLIEST < value < LATEST:
             self._fault(place, f"must be between {EARLIEST.year} and {LATEST.year}")
         else:
@@ -511,4 +512,4 @@ _KINDS: tuple[tuple[type, str], ...] = (
 
 
 def _kind(value: object) -> str:
-    return next((name for kind, name in _KINDS if isinstance(value, kind)), "a date or time without an offset")
+    return next((name for kind, name in _KINDS if isinstance(value, kind)), "a date or time")
