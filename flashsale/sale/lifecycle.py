@@ -21,7 +21,7 @@ class Status(StrEnum):
 
 
 class Payment(StrEnum):
-    """Where an order's money is, as the ledger stores it. Independent of the status: a cancelled order may be captured."""
+    """Where an order's money is, as the ledger stores it. A column of its own: a cancelled order may be captured."""
 
     NONE = "none"
     AUTHORISED = "authorised"
@@ -86,7 +86,7 @@ def may_become(old: _State, new: _State, changes: Mapping[_State, frozenset[_Sta
 
 
 def shown_status(status: Status, payment: Payment = Payment.NONE) -> str:
-    """What a shopper reads: the order's status, or `refunded` once all the money went back, whatever became of the goods.
+    """What a shopper reads: the order's status, or `refunded` once all the money went back.
 
     A deadline that has passed doesn't show by itself: the order is `reserved`, and can be paid, until it is expired.
     """
