@@ -156,19 +156,16 @@ async def create_sale(
     opens_at_ms: int,
     closes_at_ms: int,
     supply: Mapping[int, int] | Sequence[int],
-    set_window: bool,
 ) -> int:
-    """Makes the sale, or gives an existing one the SKUs that it lacks; returns how many SKUs were added.
+    """Makes the sale, or gives an existing one the SKUs it lacks and this window; returns how many SKUs were added.
 
-    `supply`: units by SKU index. `set_window`: whether an existing sale's window becomes this one, since an unchanged
-    file must not undo `open`. Raises Mismatch where the sale exists under another number, ValueError for units out of
-    bounds.
+    `supply`: units by SKU index. A closed sale keeps its window. Raises Mismatch where the sale exists under another
+    number, ValueError for units out of bounds.
     """
     pairs = supply.items() if isinstance(supply, Mapping) else enumerate(supply)
     flat = list(chain.from_iterable(pairs))
     if not all(0 <= units <= UNITS_MAX for units in flat[1::2]):
         raise ValueError(f"a supply is not within 0 to {UNITS_MAX}")
-    window = "set" if set_window else "keep"
     answer = await _run(
         _CREATE_SALE,
         client,
@@ -179,7 +176,7 @@ async def create_sale(
             keys.supply(partition, sale_id),
             keys.journal(partition),
         ],
-        [epoch, number, opens_at_ms, closes_at_ms, window, _pack(flat)],
+        [epoch, number, opens_at_ms, closes_at_ms, _pack(flat)],
     )
     if answer[0] == b"mismatch":
         raise Mismatch(f"Valkey has sale {sale_id} under number {answer[1]}, not {number}")

@@ -1,5 +1,5 @@
--- create_sale: makes a sale, or gives an existing one the SKUs that it lacks and, if asked, another window. What exists keeps
--- its units, its status and its suspensions, so that the same call may be sent again.
+-- create_sale: makes a sale, or gives an existing one the SKUs that it lacks and the catalogue's window. What exists keeps its
+-- units, its status and its suspensions, and a closed sale its window, so that the same call may be sent again.
 --
 -- KEYS  1 partition  hash    epoch, written
 --       2 state      hash    number, status, opens_at, closes_at (ms), suspended
@@ -7,8 +7,7 @@
 --       4 supply     hash    SKU index -> supply
 --       5 journal    stream
 -- ARGV  1 epoch   2 sale number   3 opens_at, ms   4 closes_at, ms
---       5 "set" or "keep": what to do with the window of a sale that exists; a closed one's is always kept
---       6 MessagePack {index, units, index, units, ...}: the supply of each SKU, 0 to 10^9
+--       5 MessagePack {index, units, index, units, ...}: the supply of each SKU, 0 to 10^9
 -- Answers {"ok", number of SKUs added, journal entry's id or "" if nothing changed}
 --   {"mismatch", number}   the sale exists under another number: nothing was written
 --   {"fenced"} / {"denied", command}: nothing was written
@@ -23,9 +22,9 @@ local state = redis.call('HMGET', KEYS[2], 'number', 'opens_at', 'closes_at', 's
 local exists = state[1]
 if exists and state[1] ~= ARGV[2] then return {'mismatch', tonumber(state[1])} end
 local opens_at, closes_at = ARGV[3], ARGV[4]
-if exists and (ARGV[5] == 'keep' or state[4] == 'closed') then opens_at, closes_at = state[2], state[3] end
+if state[4] == 'closed' then opens_at, closes_at = state[2], state[3] end
 
-local given = cmsgpack.unpack(ARGV[6])
+local given = cmsgpack.unpack(ARGV[5])
 local known = {}
 local fields = redis.call('HKEYS', KEYS[4])
 for i = 1, #fields do known[fields[i]] = true end
