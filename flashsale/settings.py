@@ -6,6 +6,7 @@ its description. Relies on pydantic-settings; imports nothing of ours, so that e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ _UNITS = {
     "valkey_connections": "connections",
     "log_level": "level",
 }
+_PASSWORD = re.compile(r"(://[^:/@]*:)[^/@]*@")
 _SUFFIX_UNITS = {"_ms": "ms", "_s": "s", "_seconds": "s", "_bytes": "bytes", "_mb": "MiB"}
 
 
@@ -100,7 +102,9 @@ class Settings(BaseSettings):
     read_timeout_s: float = Field(10, gt=0, description="a request begun must be whole within this")
     idle_timeout_s: float = Field(75, gt=0, description="a connection without a request is closed after this")
     write_timeout_s: float = Field(20, gt=0, description="a client that reads nothing of its answer is cut after it")
-    drain_timeout_s: float = Field(8, gt=0, le=15, description="a stopping front end answers what it took within this")
+    drain_timeout_s: float = Field(
+        8, gt=0, le=10, description="a stopping front end answers what it took within this; `up` ends within 20 s"
+    )
 
     ledger_timeout_s: float = Field(1, gt=0, description="the longest that a page waits for PostgreSQL before 503")
     ledger_connections: int = Field(4, ge=1, le=100, description="PostgreSQL connections of one front end's pages")
@@ -112,6 +116,14 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
+
+    @field_validator("secret")
+    @classmethod
+    def _one_line(cls, value: SecretStr | None) -> SecretStr | None:
+        # It is kept in a file and pasted into shells: a line break at its end would make two keys of one.
+        if value is not None and not value.get_secret_value().isprintable():
+            raise ValueError("control characters and line breaks have no place in the secret")
+        return value
 
     @field_validator("data_dir")
     @classmethod
@@ -142,11 +154,13 @@ class Settings(BaseSettings):
         return self
 
     def knobs(self) -> Iterator[Knob]:
-        """Every setting in the order of this file; the secret's value is only ever `set` or None."""
+        """Every setting in the order of this file; secret and passwords are masked."""
         for name, field in type(self).model_fields.items():
             value, default = getattr(self, name), field.default
             if name == "secret":
                 value = None if value is None else "(set)"
+            elif name.endswith("_url") and value is not None:
+                value = _PASSWORD.sub(r"\1***@", value)
             yield Knob(
                 name=name,
                 variable=ENV_PREFIX + name.upper(),
