@@ -1,0 +1,87 @@
+"""Connections to the ledger: a pool that needs no server to start, and one word for every way to lose it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+# What asyncpg raises where the server is gone, going, not up yet or full. Everything else is a statement's own fault.
+CONNECTION_LOST: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+)
+
+
+class LedgerAway(ConnectionError):
+    """PostgreSQL can't be reached, or was lost in between."""
+
+
+class Ledger:
+    """A small pool for short reads; it connects when it is first asked, and again after every loss."""
+
+    def __init__(self, url: str, *, connections_max: int = 4, timeout_s: float = 1.0) -> None:
+        """`timeout_s` bounds the wait for a connection and each statement."""
+        self._url = url
+        self._connections_max = connections_max
+        self._timeout_s = timeout_s
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._opening = asyncio.Lock()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lends a connection. Raises LedgerAway where there is none in time or it breaks while it is lent."""
+        try:
+            pool = await self._open()
+            async with asyncio.timeout(self._timeout_s):
+                connection = await pool.acquire()
+        except CONNECTION_LOST as fault:
+            raise LedgerAway(_reason(fault)) from fault
+        try:
+            yield connection
+        except CONNECTION_LOST as fault:
+            raise LedgerAway(_reason(fault)) from fault
+        finally:
+            await pool.release(connection)
+
+    async def close(self) -> None:
+        """Closes every connection at once; lent ones break."""
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool = None
+
+    async def _open(self) -> "asyncpg.Pool[asyncpg.Record]":
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._url,
+                    min_size=0,  # so that a pool can be made while the server is away
+                    max_size=self._connections_max,
+                    timeout=self._timeout_s,
+                    command_timeout=self._timeout_s,
+                )
+            return self._pool
+
+
+async def connect(
+    url: str, *, timeout_s: float = 5.0, command_timeout_s: float | None = None
+) -> "asyncpg.Connection[asyncpg.Record]":
+    """One connection of one's own (the writer, the audit). Raises LedgerAway where the server can't be reached."""
+    try:
+        return await asyncpg.connect(url, timeout=timeout_s, command_timeout=command_timeout_s)
+    except CONNECTION_LOST as fault:
+        raise LedgerAway(_reason(fault)) from fault
+
+
+def _reason(fault: BaseException) -> str:
+    return f"PostgreSQL: {str(fault) or type(fault).__name__}"

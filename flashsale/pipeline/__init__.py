@@ -1,0 +1,1 @@
+"""Workers: what happens to an order after its answer. Imports the domain, the reservation and the ledger."""
