@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Sequence
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 import redis.asyncio
 from redis.exceptions import NoScriptError
@@ -36,4 +36,4 @@ class Script:
     def _evalsha(
         self, client: redis.asyncio.Redis, keys: Sequence[str | bytes], arguments: Sequence[Argument]
     ) -> Awaitable[Any]:
-        return cast(Awaitable[Any], client.evalsha(self.sha, len(keys), *keys, *arguments))
+        return client.evalsha(self.sha, len(keys), *keys, *arguments)

@@ -1,0 +1,141 @@
+"""The hot path's own connection to Valkey: RESP over hiredis on an asyncio transport, calls answered in order.
+
+redis-py's asyncio client costs several times the CPU a call, whatever the call carries; this knows only how to send
+encoded commands and hand back their answers. It never retries: what a lost connection means is the caller's to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+
+Answered = Callable[[Any], None]
+"""Takes a call's answer: what hiredis makes of it (errors are hiredis.ReplyError values), None if the link is lost."""
+
+
+class Address:
+    """Where Valkey is, from its URL: redis://[user:password@]host:port/db or unix://[user:password@]/path?db=N."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.username, self.password = parts.username, parts.password
+        options = dict(pair.partition("=")[::2] for pair in parts.query.split("&") if pair)
+        if parts.scheme == "unix":
+            self.path: str | None = unquote(parts.path)
+            self.host, self.port, database = "", 0, options.get("db", "0")
+            self.username = self.username or options.get("username")
+            self.password = self.password or options.get("password")
+        elif parts.scheme in ("redis", "valkey"):
+            self.path = None
+            self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 6379
+            database = parts.path.strip("/") or options.get("db", "0")
+        else:
+            raise ValueError(f"the hot path speaks redis:// and unix://, not {parts.scheme}://")
+        self.database = int(database)
+
+    def greetings(self) -> list[list[bytes]]:
+        """The commands with which a connection begins."""
+        commands = []
+        if self.password is not None:
+            user = [unquote(self.username).encode()] if self.username else []
+            commands.append([b"AUTH", *user, unquote(self.password).encode()])
+        if self.database:
+            commands.append([b"SELECT", b"%d" % self.database])
+        return commands
+
+
+def encode(arguments: list[bytes]) -> bytes:
+    """One command in RESP."""
+    parts = [b"*%d\r\n" % len(arguments)]
+    for argument in arguments:
+        parts.append(b"$%d\r\n" % len(argument))
+        parts.append(argument)
+        parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+class Link(asyncio.Protocol):
+    """One connection; `lost` is called once when it is gone, after every waiting call was handed None."""
+
+    def __init__(self, lost: Callable[[Link], None]) -> None:
+        self._lost = lost
+        self._reader = hiredis.Reader()
+        self._waiting: deque[Answered] = deque()
+        self._transport: asyncio.Transport | None = None
+        self.gone = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        try:
+            reader.feed(data)
+            while (answer := reader.gets()) is not False:
+                self._waiting.popleft()(answer)
+        except (hiredis.HiredisError, IndexError):  # not RESP, or an answer to nothing: this is no Valkey
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        waiting, self._waiting = self._waiting, deque()
+        for answered in waiting:
+            answered(None)
+        self._lost(self)
+        self.gone.set()
+
+    @property
+    def waiting(self) -> int:
+        """Calls sent and not yet answered."""
+        return len(self._waiting)
+
+    def call(self, command: bytes, answered: Answered) -> None:
+        """Sends an encoded command; on a lost link `answered` gets None at once."""
+        if self._transport is None:
+            answered(None)
+            return
+        self._waiting.append(answered)
+        self._transport.write(command)
+
+    async def ask(self, *arguments: bytes) -> Any:
+        """One command and its answer. Raises ConnectionError on a lost link, hiredis.ReplyError on an error answer."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def answered(answer: Any) -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        self.call(encode(list(arguments)), answered)
+        answer = await future
+        if answer is None and self._transport is None:
+            raise ConnectionError("the link to Valkey was lost")
+        if isinstance(answer, hiredis.ReplyError):
+            raise answer
+        return answer
+
+    def abort(self) -> None:
+        """Drops the connection at once; waiting calls get None."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def connect(address: Address, lost: Callable[[Link], None], timeout_s: float) -> Link:
+    """A greeted link. Raises OSError (TimeoutError too) or hiredis.ReplyError; leaves nothing open then."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(timeout_s):
+        if address.path is not None:
+            _, link = await loop.create_unix_connection(lambda: Link(lost), address.path)
+        else:
+            _, link = await loop.create_connection(lambda: Link(lost), address.host, address.port)
+        try:
+            for greeting in address.greetings():
+                await link.ask(*greeting)
+        except BaseException:
+            link.abort()
+            raise
+    return link
