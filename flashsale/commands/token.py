@@ -1,14 +1,12 @@
 """`flashsale token`: prints bearer tokens, one a line and nothing else, so that they can be pasted and piped.
 
-Reads the secret as the engine does: FLASHSALE_SECRET, else the file that `flashsale up` keeps in DATA_DIR. Imports
-little (no settings, no HTTP): 50,000 tokens come in well under three seconds, start-up included.
+Signs with the engine's secret (secret.py). Imports little, no HTTP: 50,000 tokens come in well under three seconds,
+start-up included.
 """
 
-import os
 import re
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,24 +30,6 @@ def lifetime_s(text: str) -> int:
     if not 1 <= seconds <= LIFETIME_MAX_S:
         raise typer.BadParameter(f"{text!r} is not a lifetime: write 90s, 15m, 24h or 7d, at most 3650d")
     return seconds
-
-
-def secret() -> bytes:
-    """FLASHSALE_SECRET's UTF-8 bytes, else those kept in DATA_DIR/secret; without either exits 1 with one line."""
-    given = os.environ.get("FLASHSALE_SECRET")
-    if given:
-        return os.fsencode(given)
-    path = Path(os.environ.get("FLASHSALE_DATA_DIR") or ".flashsale").expanduser() / "secret"
-    try:
-        kept = path.read_bytes().rstrip(b"\r\n")
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-    else:
-        if kept:
-            return kept
-        reason = "empty"
-    typer.echo(f"no secret: {path}: {reason}; start `flashsale up` once, or set FLASHSALE_SECRET", err=True)
-    raise typer.Exit(1)
 
 
 Ttl = Annotated[str, typer.Option("--ttl", metavar="TIME", help="Lifetime: 90s, 15m, 24h, 7d.")]
@@ -76,12 +56,13 @@ def admin(ttl: Ttl = "24h", as_json: AsJson = False) -> None:
 
 
 def _print(sub: str, role: str, ttl: str, count: int | None, as_json: bool) -> None:
-    from flashsale.front.auth import mint  # here: `flashsale --help` needs none of it
+    from flashsale import secret, settings  # here: `flashsale token --help` needs none of it
+    from flashsale.front.auth import mint
 
     seconds = lifetime_s(ttl)
     now_s = int(time.time())
     try:
-        tokens = mint(secret(), sub, role, seconds, now_s, count)
+        tokens = mint(secret.find(settings.load()).encode(), sub, role, seconds, now_s, count)
     except ValueError as fault:
         raise typer.BadParameter(f"{fault}", param_hint="ID") from None
     if as_json:
