@@ -1,0 +1,149 @@
+"""GET /v1/sales, /v1/sales/{sale} and its offers: what is sold, when, for how much, and how much of it is left now.
+
+No token needed. Each page reads Valkey's state with the catalogue version in force, and only then the catalogue.
+"""
+
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+from flashsale.errors import Refused
+from flashsale.front.answers import answer, bad_parameter, limit, money, next_path, parameter, rfc3339
+from flashsale.front.context import FrontContext, context_of
+from flashsale.reservation import commands
+from flashsale.reservation.commands import SaleState
+from flashsale.sale.catalogue import Offer, Sale
+from flashsale.sale.market import MARKETS, Market
+
+
+class SaleNow(NamedTuple):
+    """A sale at the catalogue version that was in force in the instant of `state`."""
+
+    sale: Sale
+    state: SaleState
+
+
+async def sale_now(context: FrontContext, sale_id: str) -> SaleNow:
+    """The sale with its state in one instant. Raises Refused: unknown-sale; overloaded while Valkey has no state."""
+    if context.catalogues.current.sale(sale_id) is None:  # or a name out of the air: then no script is worth its time
+        await _in_force(context)
+        if context.catalogues.current.sale(sale_id) is None:
+            raise Refused("unknown-sale", f"There is no sale {sale_id!a}.")
+    state = await commands.read_state(context.valkey, sale_id)
+    if state is None or not state.version:
+        raise Refused("overloaded", "The sale's state is being rebuilt.", retry_after=1)
+    sale = (await context.catalogues.at_least(state.version)).sale(sale_id)
+    if sale is None or len(sale.offers) > len(state.supply):
+        # A version is published after its offers have their stock, so only a rebuild shows this.
+        raise Refused("overloaded", "The sale's state is being rebuilt.", retry_after=1)
+    return SaleNow(sale, state)
+
+
+async def _in_force(context: FrontContext) -> None:
+    """Loads the catalogue if another version is in force now. Raises Refused("overloaded") while there is none."""
+    partition = await commands.read_partition(context.valkey)
+    if partition is None:
+        raise Refused("overloaded", "The sale's state is being rebuilt.", retry_after=1)
+    await context.catalogues.at_least(partition.version)
+
+
+async def sales(request: web.Request) -> web.Response:
+    """GET /v1/sales: in the order in which they were made."""
+    size, after = limit(request), parameter(request, "after")
+    context = context_of(request)
+    await _in_force(context)
+    known = context.catalogues.current
+    start = 0
+    if after is not None:
+        last = known.sale(after)
+        if last is None:
+            raise bad_parameter("after", "names no sale")
+        start = known.sales.index(last) + 1
+    page = [_sale(await sale_now(context, sale.id)) for sale in known.sales[start : start + size]]
+    body: dict[str, Any] = {"sales": page}
+    if start + size < len(known.sales):
+        body["next"] = next_path(request, page[-1]["id"])
+    return answer(request, body)
+
+
+async def sale(request: web.Request) -> web.Response:
+    """GET /v1/sales/{sale}"""
+    now = await sale_now(context_of(request), request.match_info["sale"])
+    return answer(request, _sale(now))
+
+
+def _sale(now: SaleNow) -> dict[str, Any]:
+    sale, state = now
+    return {
+        "id": sale.id,
+        "name": sale.name,
+        "status": sale_status(state),
+        "opens_at": rfc3339(state.opens_at_ms),
+        "closes_at": rfc3339(state.closes_at_ms),
+        "hold_seconds": sale.hold_ms // 1000,
+        "markets": [_market(MARKETS[code]) for code in sorted(sale.markets)],
+        "offers": len(sale.offers),
+        "suspended": [sale.offers[index].sku for index in sorted(state.suspended) if index < len(sale.offers)],
+        "as_of": rfc3339(state.now_ms),
+    }
+
+
+def sale_status(state: SaleState) -> str:
+    """scheduled | open | paused | closed, as an order sent in that instant would find it."""
+    if state.status == "closed" or state.now_ms >= state.closes_at_ms:
+        return "closed"
+    if state.now_ms < state.opens_at_ms:
+        return "scheduled"
+    return state.status
+
+
+def _market(market: Market) -> dict[str, str]:
+    return {"code": market.code, "country": market.country, "currency": market.currency, "locale": market.locale}
+
+
+async def offers(request: web.Request) -> web.Response:
+    """GET /v1/sales/{sale}/offers: with ?market= those priced there, `price` and title in its currency and language;
+    without it all of them, with `prices` by market."""
+    size, after = limit(request), parameter(request, "after")
+    market = _asked_market(request)
+    now = await sale_now(context_of(request), request.match_info["sale"])
+    start = 0
+    if after is not None:
+        last = now.sale.by_sku.get(after)
+        if last is None:
+            raise bad_parameter("after", "names no SKU of the sale")
+        start = last.index + 1
+    found = [offer for offer in now.sale.offers[start:] if market is None or market.code in offer.prices]
+    body: dict[str, Any] = {
+        "offers": [_offer(offer, now.state, market) for offer in found[:size]],
+        "as_of": rfc3339(now.state.now_ms),
+    }
+    if len(found) > size:
+        body["next"] = next_path(request, found[size - 1].sku)
+    return answer(request, body)
+
+
+def _asked_market(request: web.Request) -> Market | None:
+    code = parameter(request, "market")
+    if code is None:
+        return None
+    market = MARKETS.get(code)
+    if market is None:
+        raise bad_parameter("market", "is not the ISO country code of a market, such as SG")
+    return market
+
+
+def _offer(offer: Offer, state: SaleState, market: Market | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "sku": offer.sku,
+        "title": offer.title_in(market.locale if market else "en"),
+        "brand": offer.brand,
+    }
+    if market:
+        shown["price"] = money(offer.prices[market.code], market.currency)
+    else:
+        shown["prices"] = {code: money(amount, MARKETS[code].currency) for code, amount in offer.prices.items()}
+    shown["quota"] = offer.quota
+    shown["available"] = state.available[offer.index]
+    shown["suspended"] = offer.index in state.suspended
+    return shown

@@ -1,0 +1,158 @@
+"""GET /v1/sales/{sale}/stock: supply, available, held and sold of every SKU, once as JSON or again and again as events.
+
+`supply` and `available` are Valkey's at that moment, never cached. What is taken divides into held and sold by the
+ledger's last known `sold`: with the ledger away the division stands still, and held + sold is still exact.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from flashsale.front.answers import EVENT_STREAM, JSON, answer, preferred, rfc3339
+from flashsale.front.context import FrontContext, context_of
+from flashsale.front.events import HEARTBEAT, HEARTBEAT_S, STREAMS, Streams, frame, stream
+from flashsale.front.sales import sale_now
+from flashsale.ledger import orders as ledger_orders
+from flashsale.ledger.pool import LedgerAway
+from flashsale.sale.catalogue import Sale
+
+SOLD_KNOWN_S = 1.0  # how long the ledger's answer serves: sold changes by payments, which take seconds
+INTERVAL_S = 0.5  # between two looks of a stream; one look serves all readers of a sale in this process
+
+log = structlog.get_logger(__name__)
+
+
+class Sold:
+    """Units sold by SKU index, as the ledger last said, for each sale of this process."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[float, dict[int, int]]] = {}
+        self._asking: dict[int, asyncio.Task[None]] = {}
+
+    async def of(self, context: FrontContext, sale: Sale) -> dict[int, int]:
+        """At most SOLD_KNOWN_S old, or older while the ledger is away; {} before it ever answered."""
+        asked_at, known = self._known.get(sale.number, (-SOLD_KNOWN_S, {}))
+        if time.monotonic() - asked_at < SOLD_KNOWN_S:
+            return known
+        asking = self._asking.get(sale.number)
+        if asking is None:
+            asking = self._asking[sale.number] = asyncio.create_task(self._ask(context, sale.number))
+        await asyncio.shield(asking)
+        return self._known[sale.number][1]
+
+    async def _ask(self, context: FrontContext, number: int) -> None:
+        known = self._known.get(number, (0.0, {}))[1]
+        try:
+            async with context.ledger.connection() as connection:
+                known = await ledger_orders.sold_units(connection, number)
+        except LedgerAway as away:
+            log.warning("sold units are as last known", reason=str(away))
+        finally:
+            self._known[number] = (time.monotonic(), known)
+            del self._asking[number]
+
+
+SOLD = web.AppKey("sold", Sold)
+
+
+async def stock_now(app: web.Application, context: FrontContext, sale_id: str) -> dict[str, Any]:
+    """The page's body. Raises what `sale_now` raises."""
+    sale, state = await sale_now(context, sale_id)
+    sold = await app[SOLD].of(context, sale)
+    stock = {}
+    for offer in sale.offers:
+        supply, available = state.supply[offer.index], state.available[offer.index]
+        taken = supply - available
+        paid = min(sold.get(offer.index, 0), taken)  # the ledger was asked before: it can only be behind
+        stock[offer.sku] = {"supply": supply, "available": available, "held": taken - paid, "sold": paid}
+    return {"stock": stock, "as_of": rfc3339(state.now_ms)}
+
+
+async def stock(request: web.Request) -> web.StreamResponse:
+    context, sale_id = context_of(request), request.match_info["sale"]
+    first = await stock_now(request.app, context, sale_id)  # refused before a stream begins
+    if preferred(request, (JSON, EVENT_STREAM)) != EVENT_STREAM:
+        return answer(request, first)
+    return await stream(request, _changes(request, sale_id, first))
+
+
+async def _changes(request: web.Request, sale_id: str, first: dict[str, Any]) -> AsyncIterator[bytes]:
+    """The whole stock at once, and again whenever it differs from what this reader has."""
+    yield frame("stock", first)
+    feed = request.app[FEEDS].of(sale_id)
+    shown, quiet_since = first["stock"], time.monotonic()
+    with feed:
+        while not request.app[STREAMS].stopping.is_set():
+            latest = await feed.next_look()
+            if latest is not None and latest["stock"] != shown:
+                shown, quiet_since = latest["stock"], time.monotonic()
+                yield feed.frame
+            elif time.monotonic() - quiet_since >= HEARTBEAT_S:
+                quiet_since = time.monotonic()
+                yield HEARTBEAT
+
+
+class Feed:
+    """One look at a sale's stock every INTERVAL_S for all of this process's readers; it rests while there are none."""
+
+    def __init__(self, app: web.Application, context: FrontContext, sale_id: str) -> None:
+        self._app, self._context, self._sale_id = app, context, sale_id
+        self._readers = 0
+        self._looking: asyncio.Task[None] | None = None
+        self._looked = asyncio.Event()
+        self._latest: dict[str, Any] | None = None
+        self.frame = b""
+
+    def __enter__(self) -> None:
+        self._readers += 1
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+
+    def __exit__(self, *_: object) -> None:
+        self._readers -= 1
+        if self._readers == 0 and self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    async def next_look(self) -> dict[str, Any] | None:
+        """What the next look finds; None if it failed. A reader that was slow gets the latest, never a queue."""
+        looked = self._looked
+        await looked.wait()
+        return self._latest
+
+    async def _look(self) -> None:
+        streams: Streams = self._app[STREAMS]
+        while True:
+            await streams.pause(INTERVAL_S)
+            try:
+                latest = await stock_now(self._app, self._context, self._sale_id)
+            except Exception as fault:  # whatever it is, the streams go on: Valkey comes back, and so does the stock
+                log.warning("stock stream could not look", sale=self._sale_id, reason=repr(fault))
+                self._latest = None
+            else:
+                if self._latest is None or latest["stock"] != self._latest["stock"]:
+                    self.frame = frame("stock", latest)
+                self._latest = latest
+            self._looked.set()
+            self._looked = asyncio.Event()
+
+
+class Feeds:
+    """The feeds of one process, by sale; as many as there are sales."""
+
+    def __init__(self, app: web.Application, context: FrontContext) -> None:
+        self._app, self._context = app, context
+        self._feeds: dict[str, Feed] = {}
+
+    def of(self, sale_id: str) -> Feed:
+        feed = self._feeds.get(sale_id)
+        if feed is None:
+            feed = self._feeds[sale_id] = Feed(self._app, self._context, sale_id)
+        return feed
+
+
+FEEDS = web.AppKey("feeds", Feeds)
