@@ -1,0 +1,129 @@
+"""The route table of the aiohttp application: every page but POST /v1/orders, which the hot path answers itself.
+
+One middleware turns whatever a page raises into a problem, counts and logs; one signal gives every answer its headers.
+"""
+
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import web
+from redis.exceptions import RedisError
+
+from flashsale import metrics
+from flashsale.errors import Refused
+from flashsale.front import docs, health, openapi, orders, problems, sales, shoppers, stock
+from flashsale.front.answers import EVENT_STREAM, problem
+from flashsale.front.context import CONTEXT, FrontContext
+from flashsale.front.events import STREAMS, Streams
+
+Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+ROUTES: tuple[tuple[str, Page], ...] = (
+    ("/v1/sales", sales.sales),
+    ("/v1/sales/{sale}", sales.sale),
+    ("/v1/sales/{sale}/offers", sales.offers),
+    ("/v1/sales/{sale}/stock", stock.stock),
+    ("/v1/orders/{id}", orders.order),
+    ("/v1/orders/{id}/events", orders.order_events),
+    ("/v1/shoppers/me/orders", shoppers.my_orders),
+    ("/livez", health.livez),
+    ("/readyz", health.readyz),
+    ("/metrics", health.show_metrics),
+    ("/problems", problems.problems),
+    ("/problems/{name}", problems.problem_page),
+    ("/openapi.json", openapi.document),
+    ("/docs", docs.page),
+)
+"""Every page, each of them GET and HEAD."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OF_STATUS = {
+    400: "malformed",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "too-large",
+    415: "unsupported-media-type",
+}
+_VALKEY_AWAY = (RedisError, ConnectionError, TimeoutError)
+
+log = structlog.get_logger(__name__)
+
+
+def make_app(context: FrontContext) -> web.Application:
+    """The application of one front process. Its shutdown ends every event stream."""
+    app = web.Application(middlewares=[_answered], client_max_size=context.settings.body_max_bytes)
+    app[CONTEXT] = context
+    app[STREAMS] = Streams()
+    app[stock.SOLD] = stock.Sold()
+    app[stock.FEEDS] = stock.Feeds(app, context)
+    for path, page in ROUTES:
+        app.router.add_get(path, page)
+    app.router.add_route("*", "/v1/orders", orders.orders_methods)
+    app.on_response_prepare.append(_set_headers)
+    app.on_shutdown.append(_stop_streams)
+    return app
+
+
+async def _stop_streams(app: web.Application) -> None:
+    app[STREAMS].stopping.set()
+
+
+@web.middleware
+async def _answered(request: web.Request, handler: Page) -> web.StreamResponse:
+    began = time.perf_counter()
+    given = request.headers.get("X-Request-Id", "")
+    request_id = request["request_id"] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "none"
+    response = await _answer(request, handler)
+    seconds = time.perf_counter() - began
+    method = (
+        request.method if request.method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE") else "other"
+    )
+    if response.content_type == EVENT_STREAM:
+        seconds = 0.0  # a stream lasts as long as its reader likes: that is no time to answer
+    metrics.observe_page(route, method, response.status, seconds)
+    log.debug(
+        "page", request_id=request_id, method=method, route=route, status=response.status, ms=round(seconds * 1000, 1)
+    )
+    return response
+
+
+async def _answer(request: web.Request, page: Page) -> web.StreamResponse:
+    """The page, or the problem that it raised; never an exception."""
+    try:
+        return await page(request)
+    except Refused as refused:
+        return problem(refused)
+    except web.HTTPMethodNotAllowed as refused:
+        return _method_refused(request, refused)
+    except web.HTTPException as refused:
+        if refused.status < 400:
+            return refused
+        return problem(Refused(_OF_STATUS.get(refused.status, "malformed")))
+    except _VALKEY_AWAY as away:
+        log.warning("page without Valkey", request_id=request["request_id"], reason=repr(away))
+        return problem(Refused("overloaded", "The stock does not answer.", retry_after=1))
+    except Exception:
+        log.exception("page failed", request_id=request["request_id"], method=request.method)
+        return problem(Refused("internal", request_id=request["request_id"]))
+
+
+def _method_refused(request: web.Request, refused: web.HTTPMethodNotAllowed) -> web.Response:
+    allowed = ", ".join(sorted({*refused.allowed_methods, "OPTIONS"}))
+    if request.method == "OPTIONS":
+        return web.Response(status=204, headers={"Allow": allowed})
+    return problem(Refused("method-not-allowed", f"Allowed here: {allowed}."), {"Allow": allowed})
+
+
+async def _set_headers(request: web.Request, response: web.StreamResponse) -> None:
+    headers = response.headers
+    headers.setdefault("X-Request-Id", request.get("request_id", ""))
+    headers.setdefault("Cache-Control", "no-store")
+    headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Referrer-Policy"] = "no-referrer"
+    headers["Server"] = "flashsale"
