@@ -1,0 +1,58 @@
+"""`flashsale worker`: the ledger writer and the guard that lets a verified Valkey take orders.
+
+Any number of workers may run: one writes, the others stand by.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from flashsale.settings import Settings
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command(epilog="Example: FLASHSALE_DATA_DIR=/srv/sale flashsale worker")
+def worker(
+    as_json: Annotated[bool, typer.Option("--json", help="Print {name, partition} first.")] = False,
+) -> None:
+    """Bring the journal into the ledger until SIGTERM. Needs a secret, Valkey and PostgreSQL."""
+    import uvloop
+
+    from flashsale import logs, runfile, settings
+
+    chosen = settings.load()
+    completed = runfile.completed(chosen)
+    logs.set_up(chosen.log_level, part="worker")
+    metrics_dir = chosen.data_dir / "metrics"
+    metrics_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # prometheus-client looks for it when it is first imported.
+    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(metrics_dir))
+    if as_json:
+        print(json.dumps({"name": "worker", "partition": 0}), flush=True)
+    uvloop.run(main(completed))
+
+
+async def main(settings: Settings) -> None:
+    """Guard and writer side by side until SIGINT or SIGTERM; a failure of one ends the process."""
+    import asyncio
+    import signal
+
+    from flashsale.pipeline.ledger_writer import LedgerWriter
+    from flashsale.recovery import Guard
+
+    guard, writer = Guard(settings), LedgerWriter(settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(guard.run())
+        tasks.create_task(writer.run())
+        await stop.wait()
+        guard.stop()
+        writer.stop()
