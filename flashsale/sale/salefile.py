@@ -258,10 +258,11 @@ class _Lines:
         self._table, self._key, self._header = place, [], 0
 
     def _open_bracket(self, mark: str, place: Place) -> None:
+        around, _, index = self._open[-1] if self._open else ("", (), 0)
+        if around == "[" and index <= OFFERS_MAX:  # a list of a million is refused anyway: don't remember its lines
+            self.at.setdefault(place, self._line)
         self._open.append((mark, place, 0))
         self._check_depth(len(self._open))
-        if self._in_array() and place[-1:] != () and isinstance(place[-1], int) and place[-1] <= OFFERS_MAX:
-            self.at.setdefault(place, self._line)
         self._value = (*place, 0) if mark == "[" else None
 
     def _close_bracket(self) -> None:
@@ -276,9 +277,6 @@ class _Lines:
         else:
             self._open[-1] = (mark, place, index + 1)
             self._value = (*place, index + 1)
-
-    def _in_array(self) -> bool:
-        return len(self._open) > 1 and self._open[-2][0] == "["
 
     def _check_depth(self, depth: int) -> None:
         if depth > DEPTH_MAX:
