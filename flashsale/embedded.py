@@ -387,8 +387,10 @@ class PostgresServer(_Server):
             os.chown(password_file, *self._owner)
         try:
             self._run(
-                [f"{self._bin}/initdb", "--pgdata", str(new), "--username", _ROLE, "--pwfile", str(password_file)]
-                + "--auth scram-sha-256 --encoding UTF8 --locale C --no-instructions".split()
+                [
+                    *(f"{self._bin}/initdb", f"--pgdata={new}", f"--username={_ROLE}", f"--pwfile={password_file}"),
+                    *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"),
+                ]
             )
         finally:
             password_file.unlink()

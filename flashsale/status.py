@@ -89,7 +89,7 @@ async def _read(valkey: redis.asyncio.Redis, ledger: Ledger) -> Reading:
     try:
         reading.sales = await merchandising.list_sales(valkey)
         for view in reading.sales:
-            held = await valkey.hlen(keys.holds(merchandising.PARTITION, view.sale.id))  # type: ignore[misc]
+            held = await valkey.hlen(keys.holds(merchandising.PARTITION, view.sale.id))
             reading.orders_by_sale[view.sale.id] = int(held)
             newest = max(newest, view.state.last_entry)
         reading.orders = sum(reading.orders_by_sale.values())
