@@ -1,1 +1,1 @@
-"""The ledger: PostgreSQL, what must be true for ever. One module a table family; of ours it imports the domain alone."""
+"""The ledger: PostgreSQL, what must be true for ever. One module a table family; imports only the domain."""

@@ -1,8 +1,8 @@
 """The first ledger: partitions and their marks, sales, the catalogue's versions, orders, movements, dead letters.
 
 Orders carry two hash indexes and no unique key. Measured at 10^6 rows: bare COPY 2.5 µs of CPU a row, with two hash
-indexes 4.3, with two B-trees 5.9 and rising (random keys split random pages). What keeps an order single is the writer's
-mark, in the same transaction; the audit proves it.
+indexes 4.3, with two B-trees 5.9 and rising (random keys split random pages). What keeps an order single is the mark,
+which moves in the order's own transaction; the audit proves it.
 """
 
 from alembic import op
