@@ -250,6 +250,7 @@ def judge(environment: Environment, **_: object) -> None:
                 "ok": ok,
                 "sale": run.sale_id,
                 "sent": sum(run.sent),
+                "sent_each_minute": run.sent,
                 "accepted": taken,
                 "wrong_answers": len(run.faults),
                 "minutes_off_the_shape": len(deviations),
