@@ -21,7 +21,7 @@ PLENTY = 10**9
 QUOTA = 2
 WARM_UP_S = 2.0
 FIRST_GUESS_RATE = 40_000  # orders/s for which tokens are minted before a rate is known
-SPARE_TOKENS = 1.6  # tokens minted, as a multiple of what the last rate would use
+SPARE_TOKENS = 1.4  # tokens minted, as a multiple of what the last rate would use
 
 
 @dataclass(frozen=True)

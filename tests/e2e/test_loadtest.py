@@ -1,4 +1,4 @@
-"""The load test itself, at a small size: it follows its shape, it is green on a sound engine and red on a broken one."""
+"""The load test itself, at a small size: it follows its shape, is green on a sound engine and red on a broken one."""
 
 from __future__ import annotations
 
