@@ -38,10 +38,10 @@ def _row(figure: Figure, samples: Sequence[float]) -> tuple[str, ...]:
 
 
 def _number(value: float | None) -> str:
-    """Three digits that count: 1.08, 12.3, 130."""
+    """Three digits: 1.08, 12.3, 130."""
     if value is None:
         return "–"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def document(samples: Mapping[str, Sequence[float]], raw: Sequence[object], **run: object) -> dict[str, Any]:
