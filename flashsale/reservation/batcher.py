@@ -131,6 +131,8 @@ class Batcher:
         self._refreshing: asyncio.Task[None] | None = None
         self._sales: dict[str, PricedSale] = {}
         self._reasons = ["Valkey is not connected yet"]
+        self._asking: list[Callable[[], None]] = []
+        self._awaiting: list[Callable[[], None]] = []
         self._pending = 0
         self.backlog_bytes = 0
         self.closed: str | None = "Valkey is not connected yet."
@@ -338,6 +340,32 @@ class Batcher:
 
     # --- the catalogue ---
 
+    def when_current(self, then: Callable[[], None]) -> None:
+        """Calls `then` once the catalogue that was in force at this call, or a newer one, is here."""
+        self._asking.append(then)
+        if len(self._asking) == 1:
+            self._ask_version()
+
+    def _ask_version(self) -> None:
+        asking = list(self._asking)
+
+        def told(answer: Any) -> None:
+            del self._asking[: len(asking)]
+            if self._asking:  # those came after the question: it is put again for them
+                self._ask_version()
+            if isinstance(answer, bytes) and int(answer) != self._version:
+                self._awaiting += asking
+                self._refresh()
+            else:  # with Valkey away nothing newer can be known
+                for then in asking:
+                    then()
+
+        command = encode([b"HGET", keys.partition(self._partition).encode(), b"version"])
+        if self._link is None:
+            told(None)
+        else:
+            self._link.call(command, told)
+
     def _refresh(self) -> None:
         """Loads the catalogue in force; no order is sent until it is here."""
         for lane in self._lanes.values():
@@ -358,6 +386,9 @@ class Batcher:
             self._version = catalogue.version
             self._sales = {sale.id: PricedSale(sale, catalogue.version, self._partition) for sale in catalogue.sales}
             self._front.adopted(self._sales)
+        awaiting, self._awaiting = self._awaiting, []
+        for then in awaiting:
+            then()
         for lane in self._lanes.values():
             lane.halted = False
             self._reprice(lane)

@@ -1,0 +1,117 @@
+"""From a framed `POST /v1/orders` to an order that the batcher can decide, in CONTRACT's order of checks.
+
+syntax and size (framing.py) -> identity -> body -> sale known -> SKUs and market known; the rest is `reserve.lua`'s.
+Nothing here waits or asks a server.
+"""
+
+from __future__ import annotations
+
+import re
+
+from flashsale.errors import Refused
+from flashsale.front.auth import Verifier
+from flashsale.front.framing import ACCEPT, AUTHORIZATION, CODING, KEY, TYPE, Head
+from flashsale.sale.order import InvalidOrder, MalformedBody, from_json, from_msgpack
+from flashsale.sale.priced import Order, PricedSale, UnknownMarket, UnknownSku
+
+KEY_MAX = 64
+
+_BARE_KEY = re.compile(rb"[!#-~][ -~]{0,63}")
+_QUOTED_KEY = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])+)"')
+_ESCAPE = re.compile(rb'\\(["\\])')
+_JSON, _MSGPACK = False, True
+_TYPES = {
+    b"application/json": _JSON,
+    b"application/msgpack": _MSGPACK,
+    b"application/vnd.msgpack": _MSGPACK,
+    b"application/x-msgpack": _MSGPACK,
+}
+
+
+def idempotency_key(value: bytes | None) -> str:
+    """The key in the header's value: quoted (a structured field's string) or bare, the same key either way."""
+    if not value:
+        raise Refused("idempotency-key-missing")
+    if value[0] == 0x22:
+        match = _QUOTED_KEY.fullmatch(value)
+        key = _ESCAPE.sub(rb"\1", match[1]) if match else b""
+    else:
+        key = value if _BARE_KEY.fullmatch(value) else b""
+    if not 1 <= len(key) <= KEY_MAX:
+        raise Refused("malformed", "The Idempotency-Key is 1 to 64 printable ASCII characters, bare or in quotes.")
+    return key.decode("ascii")
+
+
+def media_type(head: Head) -> bool:
+    """Whether the body is MessagePack (else JSON). Raises Refused("unsupported-media-type")."""
+    value = head.fields.get(TYPE, b"application/json")
+    packed = _TYPES.get(value)
+    if packed is None:
+        packed = _TYPES.get(value.partition(b";")[0].strip(b" \t").lower())
+        if packed is None:
+            raise Refused("unsupported-media-type", "An order is application/json or application/msgpack.")
+    if head.fields.get(CODING, b"identity").lower() not in (b"identity", b""):
+        raise Refused("unsupported-media-type", "A compressed body is not taken.")
+    return packed
+
+
+def answers_packed(accept: bytes, packed: bool) -> bool:
+    """Whether the answer is MessagePack: in kind, unless `Accept` names only the other one."""
+    named = {part.partition(b";")[0].strip(b" \t").lower() for part in accept.split(b",")}
+    json = b"application/json" in named
+    if any(_TYPES.get(name) is _MSGPACK for name in named) != json:
+        return not json
+    return packed
+
+
+class Unknown(Refused):
+    """A refusal that a newer catalogue might take back: the sale, a SKU or a market is not in the one at hand."""
+
+
+class Intake:
+    """Makes orders. Set from outside: `sales`, those of the catalogue version in force, and `now_s`, the UNIX time."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verify = verifier.verify
+        self.sales: dict[str, PricedSale] = {}
+        self.now_s = 0.0
+
+    def read(self, head: Head, body: bytes | bytearray) -> Order:
+        """A new order: identified, its body decoded, not yet priced. Raises Refused."""
+        fields = head.fields
+        order = Order()
+        order.key = idempotency_key(fields.get(KEY))
+        packed = media_type(head)
+        authorization = fields.get(AUTHORIZATION)
+        if authorization is None or authorization[:7].lower() != b"bearer ":
+            raise Refused("unauthenticated", "Send `Authorization: Bearer` and one token.")
+        claims = self._verify(authorization[7:].strip(b" "), self.now_s)
+        if claims.role != "shopper":
+            raise Refused("forbidden", "Orders are placed with a shopper's token.")
+        order.shopper = claims.sub
+        try:
+            order.request = from_msgpack(bytes(body)) if packed else from_json(bytes(body))
+        except MalformedBody as fault:
+            raise Refused("malformed", f"The body can't be decoded: {fault}") from None
+        except InvalidOrder as fault:
+            raise Refused("invalid-order", fields=fault.fields) from None
+        accept = fields.get(ACCEPT)
+        order.msgpack = packed if accept is None or accept == b"*/*" else answers_packed(accept, packed)
+        order.answer = None
+        return order
+
+    def price(self, order: Order) -> None:
+        """Gives the order its id and prices at the version in force. Raises Unknown, with the id once it is known."""
+        request = order.request
+        sale = self.sales.get(request.sale)
+        if sale is None:
+            raise Unknown("unknown-sale", sale=request.sale)
+        sale.identify(order)
+        try:
+            sale.price(order)
+        except UnknownMarket:
+            raise Unknown(
+                "invalid-order", id=order.id, fields={"market": f"the sale sells nothing in {request.market!r}"}
+            ) from None
+        except UnknownSku as fault:
+            raise Unknown("unknown-sku", id=order.id, sku=fault.args[0]) from None

@@ -1,0 +1,138 @@
+"""One front process: its start, its clockwork, and its drain on SIGTERM.
+
+Everything a front holds is made here and handed down; nothing of it survives the process. Each process binds the port
+itself (SO_REUSEPORT), so the kernel spreads the connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import time
+
+import structlog
+import uvloop
+
+from flashsale.front.app import make_app
+from flashsale.front.auth import Verifier
+from flashsale.front.catalogues import Catalogues
+from flashsale.front.context import FrontContext
+from flashsale.front.hotpath import RECEIVE_BUFFER_BYTES, HotPath
+from flashsale.front.intake import Intake
+from flashsale.front.lending import Lending
+from flashsale.front.replay import Replays
+from flashsale.front.verdicts import Answers
+from flashsale.ledger.pool import Ledger
+from flashsale.reservation import server
+from flashsale.reservation.batcher import Batcher, Limits
+from flashsale.settings import Settings
+
+SWEEP_S = 0.2
+ACCEPT_BACKLOG = 4096  # connections that the kernel keeps for us while the crowd arrives
+LAST_WORD_S = 0.3  # at a drain, an idle connection may still bring a request that was on its way
+
+log = structlog.get_logger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Runs one front process until SIGTERM or SIGINT, then drains it. Blocks."""
+    uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    secret, redis_url, database_url = settings.secret, settings.redis_url, settings.database_url
+    if secret is None or redis_url is None or database_url is None:
+        raise ValueError("a front needs secret, redis_url and database_url")
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+
+    valkey = server.connect(redis_url, connections=settings.valkey_connections)
+    catalogues = Catalogues(valkey)
+    verifier = Verifier(secret.get_secret_value().encode())
+    ledger = Ledger(database_url, connections=settings.ledger_connections)
+    reasons: list[str] = []
+    context = FrontContext(
+        settings=settings,
+        valkey=valkey,
+        ledger=ledger,
+        catalogues=catalogues,
+        verifier=verifier,
+        ready_reasons=lambda: reasons + batcher.reasons(),
+    )
+    lending = Lending(make_app(context))
+    await lending.start()
+    answers = Answers()
+    intake = Intake(verifier)
+    hot = HotPath(settings, intake, answers, lending, Replays(answers, catalogues))
+    batcher = hot.batcher = Batcher(
+        redis_url,
+        hot,
+        Limits(
+            batch_max=settings.batch_max,
+            batches_in_flight=settings.batches_in_flight,
+            queue_max=settings.queue_max,
+            linger_ms=settings.linger_ms,
+            answer_within_ms=settings.answer_within_ms,
+            backlog_max_bytes=settings.backlog_max_bytes,
+        ),
+        load=catalogues.refresh,
+        check=lambda: server.shortcomings(valkey, settings.durability, settings.backlog_max_bytes),
+    )
+    tasks = [loop.create_task(batcher.run()), loop.create_task(_keep_time(hot))]
+    listener = listen(settings)
+    accepting = await loop.create_server(hot.connection, sock=listener, backlog=ACCEPT_BACKLOG)
+    # What exists now lives as long as the process: the collector need not walk it again for every few thousand orders.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    log.info("front is listening", port=settings.port)
+
+    await stop.wait()
+    reasons.append("this front is stopping")
+    await _drain(hot, accepting, settings.drain_timeout_s)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await lending.stop()
+    await ledger.close()
+    await valkey.aclose()
+    log.info("front has drained")
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The process's own socket on the shared port. Raises OSError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    # Accepted sockets inherit it: it bounds what one read returns, and so what one client can make the process keep.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    listener.bind((settings.host, settings.port))
+    listener.setblocking(False)
+    return listener
+
+
+async def _keep_time(hot: HotPath) -> None:
+    """The hot path reads no clock: this sets its clocks, times its connections out and keeps the Date header right."""
+    loop = asyncio.get_running_loop()
+    while True:
+        hot.intake.now_s = time.time()
+        hot.answers.tick()
+        hot.sweep(loop.time())
+        await asyncio.sleep(SWEEP_S)
+
+
+async def _drain(hot: HotPath, accepting: asyncio.Server, timeout_s: float) -> None:
+    """Answers all that was taken, tells each client with its next answer to go elsewhere, then closes what is idle."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    await asyncio.sleep(0)  # connections that the kernel has completed are accepted before the socket closes
+    accepting.close()
+    hot.begin_drain(asyncio.get_running_loop().time() + LAST_WORD_S)
+    while (hot.connections or hot.batcher.pending) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(SWEEP_S / 4)
+    for connection in list(hot.connections):
+        connection.abort()

@@ -1,0 +1,65 @@
+"""Retries: a used id gets its first answer again, at the prices of its own catalogue version.
+
+The hold that `reserve.lua` found says which order it was (fingerprint) and when and at which version it was taken. Only
+a retry across a change of the catalogue has to wait for that version; every other is answered at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from flashsale.errors import Refused
+from flashsale.front.catalogues import Catalogues
+from flashsale.front.verdicts import Answers
+from flashsale.reservation.holds import Hold, unpack
+from flashsale.sale.priced import Order, PricedSale
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[Order, bytes], None]
+
+
+class Replays:
+    """Answers replays. `answers` writes them, `catalogues` knows the older versions."""
+
+    def __init__(self, answers: Answers, catalogues: Catalogues) -> None:
+        self._answers, self._catalogues = answers, catalogues
+        self._priced: dict[tuple[str, int], PricedSale] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def answer(self, order: Order, value: bytes, deliver: Deliver) -> None:
+        """The first answer again, or `idempotency-mismatch` where the key was used for another order."""
+        hold = unpack(value)
+        if hold.fingerprint != order.head[1:9]:
+            deliver(order, self._answers.problem(Refused("idempotency-mismatch", id=order.id)))
+        elif hold.version == order.sale.version:
+            deliver(order, self._answers.replayed(order, hold))
+        else:
+            task = asyncio.get_running_loop().create_task(self._price_and_answer(order, hold, deliver))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _price_and_answer(self, order: Order, hold: Hold, deliver: Deliver) -> None:
+        try:
+            sale = await self._sale_at(order.sale, hold.version)
+            sale.price(order)
+            answer = self._answers.replayed(order, hold)
+        except Exception as error:
+            log.warning("order %s can't be shown at catalogue version %d: %s", order.id, hold.version, error)
+            answer = self._answers.problem(Refused("outcome-unknown", id=order.id))
+        deliver(order, answer)
+
+    async def _sale_at(self, sale: PricedSale, version: int) -> PricedSale:
+        known = self._priced.get((sale.id, version))
+        if known is None:
+            catalogue = await self._catalogues.version(version)
+            found = catalogue.sale(sale.id) if catalogue is not None else None
+            if found is None:
+                raise LookupError(f"catalogue version {version} is not kept")
+            known = PricedSale(found, version, sale.partition)
+            if len(self._priced) >= 16:  # as many older versions as Catalogues keeps
+                self._priced.clear()
+            self._priced[sale.id, version] = known
+        return known

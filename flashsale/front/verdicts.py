@@ -1,0 +1,156 @@
+"""The bytes of every answer to an order: 201s from templates, refusals as problems, in one place.
+
+An accepted order's answer costs two string operations; what does not change between orders is made once. All of it
+follows CONTRACT's wording of orders and problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+import orjson
+
+from flashsale.errors import AUTHENTICATE, PROBLEMS, Refused, problem_body
+from flashsale.reservation.holds import Hold
+from flashsale.sale.priced import DEFAULT_CHANNEL, Order
+
+MESSAGEPACK_TYPE = b"application/msgpack"
+RETRY_AFTER_MAX_S = 3600  # a sale that opens next week is worth a look before that
+STATUS_OF_HOLD = {b"h": "reserved", b"r": "cancelled"}
+
+_LINES = {problem.status: f"{problem.status} {HTTPStatus(problem.status).phrase}" for problem in PROBLEMS.values()}
+_OUTCOMES = {
+    "A": "accepted",
+    "R": "replayed",
+    "N": "sale-not-open",
+    "C": "sale-closed",
+    "P": "sale-paused",
+    "U": "sku-suspended",
+    "T": "price-changed",
+    "Q": "quota-exceeded",
+    "S": "sold-out",
+}
+_SOLD_OUT = problem_body("sold-out")[:-1].decode()
+
+
+def outcome_counts(outcomes: str) -> dict[str, int]:
+    """Orders by outcome, in the names of the metrics."""
+    return {_OUTCOMES[letter]: outcomes.count(letter) for letter in set(outcomes)}
+
+
+def time_text(ms: int) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+class Answers:
+    """Writes answers; `tick` keeps the Date header right, once a second."""
+
+    def __init__(self) -> None:
+        self.tick()
+
+    def tick(self) -> None:
+        """Called about once a second."""
+        date = formatdate(usegmt=True)
+        self._created = (
+            f"HTTP/1.1 201 Created\r\nDate: {date}\r\nContent-Type: application/json\r\nLocation: /v1/orders/"
+        )
+        self._packed = f"HTTP/1.1 201 Created\r\nDate: {date}\r\nContent-Type: application/msgpack\r\n"
+        self._sold_out = f"HTTP/1.1 409 Conflict\r\nDate: {date}\r\nContent-Type: application/problem+json\r\n"
+        self._date = date
+
+    def accepted(self, order: Order, until: str) -> bytes:
+        """201: the order is reserved until `until` (RFC 3339)."""
+        if order.msgpack:
+            return self._packed_order(order, "reserved", until, "")
+        request = order.request
+        sale = order.sale
+        body = (
+            f'{{"id":"{order.id}","sale":"{sale.id}","status":"reserved","market":"{request.market}",'
+            f'"channel":"{request.channel or DEFAULT_CHANNEL}","lines":[{sale.line_json(order)}],'
+            f'"total":{{"amount":{order.total},"currency":"{sale.markets[request.market].currency}"}},'
+            f'"reserved_until":"{until}"}}'
+        )
+        return f"{self._created}{order.id}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    def replayed(self, order: Order, hold: Hold) -> bytes:
+        """201 again: what the first answer said, with the present status. `order` is priced at the hold's version."""
+        until = time_text(hold.entry_ms + order.sale.hold_ms)
+        status = STATUS_OF_HOLD[hold.state]
+        header = "Idempotent-Replayed: true\r\n"
+        if order.msgpack:
+            return self._packed_order(order, status, until, header)
+        body = orjson.dumps(_document(order, status, until))
+        return f"{self._created}{order.id}\r\n{header}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    def _packed_order(self, order: Order, status: str, until: str, header: str) -> bytes:
+        body: bytes = msgpack.packb(_document(order, status, until))
+        head = f"{self._packed}Location: /v1/orders/{order.id}\r\n{header}Content-Length: {len(body)}\r\n\r\n"
+        return head.encode() + body
+
+    def problem(self, refused: Refused) -> bytes:
+        """Any refusal: RFC 9457, with the headers that its status asks for."""
+        body = refused.body()
+        status = refused.problem.status
+        head = (
+            f"HTTP/1.1 {_LINES[status]}\r\nDate: {self._date}\r\nContent-Type: application/problem+json\r\n"
+            f"Content-Length: {len(body)}\r\n"
+        )
+        if status == 401:
+            head += f"WWW-Authenticate: {AUTHENTICATE}\r\n"
+        retry_after_s = refused.retry_after_s()
+        if retry_after_s:
+            head += f"Retry-After: {retry_after_s}\r\n"
+        if "allow" in refused.members:
+            head += f"Allow: {refused.members['allow']}\r\n"
+        return f"{head}\r\n".encode() + body
+
+    def sold_out(self, order: Order, details: Iterator[Any]) -> bytes:
+        """409 `sold-out`: every line's requested and available units."""
+        lines = ",".join(
+            f'{{"sku":{orjson.dumps(line.sku).decode()},"requested":{line.quantity},"available":{next(details)}}}'
+            for line in order.request.lines
+        )
+        body = f'{_SOLD_OUT},"id":"{order.id}","lines":[{lines}]}}'
+        return f"{self._sold_out}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    def refused(self, order: Order, outcome: str, details: Iterator[Any], now_ms: int) -> bytes:
+        """Any other outcome letter of `reserve.lua`; takes its details from the iterator."""
+        lines = order.request.lines
+        members: dict[str, Any] = {"id": order.id}
+        if outcome == "N":
+            wait_ms = order.sale.sale.opens_at_ms - now_ms
+            members["retry_after"] = min(RETRY_AFTER_MAX_S, max(1, -(-wait_ms // 1000)))
+        elif outcome == "U":
+            members["sku"] = lines[next(details) - 1].sku
+        elif outcome == "T":
+            currency = order.sale.markets[order.request.market].currency
+            members["total"] = {"amount": order.total, "currency": currency}
+        elif outcome == "Q":
+            line = next(details) - 1
+            members |= {"sku": lines[line].sku, "quota": order.quotas[line], "used": next(details)}
+        return self.problem(Refused(_OUTCOMES[outcome], **members))
+
+
+def _document(order: Order, status: str, until: str) -> dict[str, Any]:
+    """The order as CONTRACT shows it."""
+    request = order.request
+    currency = order.sale.markets[request.market].currency
+    return {
+        "id": order.id,
+        "sale": order.sale.id,
+        "status": status,
+        "market": request.market,
+        "channel": request.channel or DEFAULT_CHANNEL,
+        "lines": [
+            {"sku": line.sku, "quantity": line.quantity, "price": {"amount": price, "currency": currency}}
+            for line, price in zip(request.lines, order.prices, strict=True)
+        ],
+        "total": {"amount": order.total, "currency": currency},
+        "reserved_until": until,
+    }
