@@ -32,6 +32,7 @@ from loadtests.wire import Answer, Broken, Connection
 
 log = logging.getLogger("loadtest")
 
+HOST = "http://127.0.0.1:8080"
 PAGES_SHARE = 0.08  # of all requests: offers, stock, the shopper's own order
 REPLAY_SHARE = 0.02  # of the orders that were answered: sent again with the same key
 ORDERS_A_SHOPPER = (
@@ -75,7 +76,7 @@ class Run:
             token.encode() for token in engine.tokens(self.sale_id, self.crowd.total // ORDERS_A_SHOPPER + 1)
         ]
         self.demand = Demand(self.skus, options.seed)
-        self.requests = Requests(self.sale_id, options.host)
+        self.requests = Requests(self.sale_id, options.host or HOST)
         self.began: AsyncResult[float] = AsyncResult()  # time.perf_counter() of the first moment
         self.waiting = self.connections  # users that have not started yet
         self.sending = self.connections  # users that still have moments to serve
@@ -116,6 +117,8 @@ class CrowdShape(LoadTestShape):
     """Opens the connections, holds them until the last moment has passed, then ends the test."""
 
     def tick(self) -> tuple[int, float] | None:
+        if not _runs:
+            return None  # prepare() failed and Locust has logged why
         run = current_run()
         if not run.sending:
             return None
