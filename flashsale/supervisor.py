@@ -517,13 +517,13 @@ def _claim_port(host: str, port: int) -> socket.socket:
     The front ends share the port by SO_REUSEPORT, so they would join anybody's: one bind without it tells. Between that
     bind and theirs a name in the kernel's abstract namespace, which dies with us, keeps a second engine out.
     """
-    in_use = f"port {port} is in use: stop the other program, or set FLASHSALE_PORT to another port"
+    elsewhere = "or set FLASHSALE_PORT to another port"
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         claim.bind(f"\0flashsale-port-{port}")
     except OSError as fault:
         claim.close()
-        raise SupervisorFault(f"another engine runs on {in_use}") from fault
+        raise SupervisorFault(f"another engine runs on port {port}: stop it, {elsewhere}") from fault
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as fault:
@@ -536,7 +536,7 @@ def _claim_port(host: str, port: int) -> socket.socket:
                 probe.listen(1)
             except OSError as fault:
                 if fault.errno == errno.EADDRINUSE:
-                    raise SupervisorFault(in_use) from fault
+                    raise SupervisorFault(f"port {port} is in use: stop the other program, {elsewhere}") from fault
                 raise SupervisorFault(f"{host}:{port} can't be listened on: {fault.strerror}") from fault
     return claim
 

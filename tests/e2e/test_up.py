@@ -1,0 +1,251 @@
+"""`flashsale up` from outside: one command to a running engine, nothing left behind, the data kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+import flashsale
+from flashsale import unprivileged
+from tests.conftest import FLASHSALE, Engine
+
+GONE_WITHIN_S = 5
+STOPPED_WITHIN_S = 20  # the contract's
+
+
+def run_file(engine: Engine) -> dict[str, object]:
+    return dict(json.loads((engine.data_dir / "run.json").read_text()))
+
+
+def pids(engine: Engine) -> dict[str, int]:
+    """Every part's pid by its name."""
+    running = json.loads((engine.data_dir / "run.json").read_text())
+    return {
+        **{f"front {number}": front["pid"] for number, front in enumerate(running["front"])},
+        **{worker["name"]: worker["pid"] for worker in running["worker"]},
+        "valkey": running["valkey"]["pid"],
+        "postgres": running["postgres"]["pid"],
+    }
+
+
+def tree(engine: Engine) -> list[psutil.Process]:
+    """The supervisor's processes, PostgreSQL's children among them."""
+    assert engine.process is not None
+    return psutil.Process(engine.process.pid).children(recursive=True)
+
+
+def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that are more than a zombie that nobody has reaped yet."""
+
+    def lives(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return [process for process in processes if lives(process)]
+
+
+def wait_until_gone(processes: list[psutil.Process], within_s: float = GONE_WITHIN_S) -> None:
+    deadline = time.monotonic() + within_s
+    while left := still_running(processes):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
+
+
+def curl_line(engine: Engine) -> list[str]:
+    line = next(line for line in engine.output.read_text().splitlines() if "curl " in line)
+    return shlex.split(line[line.index("curl ") :])
+
+
+def pasted(engine: Engine) -> dict[str, object]:
+    """What the printed curl line answers."""
+    done = subprocess.run([*curl_line(engine), "--fail-with-body"], capture_output=True, text=True, timeout=10)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_up_is_ready_and_its_curl_line_orders(engine: Engine) -> None:
+    assert engine.output.read_text().splitlines()[-1] == f"ready {engine.url}"
+    assert engine.is_ready()
+    order = pasted(engine)
+    assert (order["sale"], order["status"]) == ("double11", "reserved")
+    assert pasted(engine)["id"] == order["id"]  # pasted twice it is the same order
+
+
+def test_run_json_names_every_part_and_is_private(engine: Engine) -> None:
+    running = run_file(engine)
+    assert {"front", "worker", "valkey", "postgres"} <= running.keys()
+    assert stat.S_IMODE((engine.data_dir / "run.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((engine.data_dir / "secret").stat().st_mode) == 0o600
+    assert set(pids(engine).values()) <= {process.pid for process in tree(engine)}
+    assert [front["port"] for front in running["front"]] == [engine.port]  # type: ignore[attr-defined]
+
+
+def test_sigterm_leaves_nothing_and_the_next_up_goes_on(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine().start()
+    order = pasted(engine)
+    line, token, secret = curl_line(engine), engine.token("admin"), (engine.data_dir / "secret").read_text()
+    processes = tree(engine)
+    began = time.monotonic()
+    assert engine.stop() == 0
+    assert time.monotonic() - began < STOPPED_WITHIN_S
+    assert still_running(processes) == []
+    assert not (engine.data_dir / "run.json").exists()
+
+    engine.start()
+    assert (engine.data_dir / "secret").read_text() == secret
+    replay = subprocess.run([*line, "--include"], capture_output=True, text=True, timeout=10, check=True).stdout
+    assert str(order["id"]) in replay
+    assert "idempotent-replayed: true" in replay.lower()
+    answer = subprocess.run(
+        ["curl", "-sS", f"{engine.url}/v1/orders/{order['id']}", "-H", f"Authorization: Bearer {token}"],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    assert json.loads(answer.stdout)["id"] == order["id"]
+    assert engine.stop() == 0
+
+
+def test_kill_of_the_supervisor_leaves_nothing_and_the_next_up_works(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(FLASHSALE_PROCESSES="2").start()
+    order = pasted(engine)
+    line, processes = curl_line(engine), tree(engine)
+    assert len(pids(engine)) == 5
+    assert engine.process is not None
+    engine.process.kill()
+    engine.process.wait()
+    wait_until_gone(processes)
+
+    engine.start()
+    done = subprocess.run(line, capture_output=True, text=True, timeout=10, check=True)
+    assert json.loads(done.stdout)["id"] == order["id"]
+    assert engine.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_part_that_dies_is_started_again(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine().start()
+    for name in ("front 0", "worker", "valkey", "postgres"):
+        killed = pids(engine)[name]
+        os.kill(killed, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while pids(engine).get(name) in (killed, None):
+            assert time.monotonic() < deadline, name
+            time.sleep(0.02)
+        engine.wait_until_ready()
+        assert pasted(engine)["sale"] == "double11", name
+    assert engine.stop() == 0
+
+
+def test_a_second_engine_is_refused_in_one_line(engine: Engine, make_engine: Callable[..., Engine]) -> None:
+    same_directory = Engine(engine.data_dir)
+    other_directory = make_engine(port=engine.port)
+    for second, words in ((same_directory, "another engine runs on"), (other_directory, f"port {engine.port}")):
+        done = second.command("up", check=False)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert engine.is_ready()
+
+
+def test_a_second_signal_stops_at_once(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine().start()
+    processes = tree(engine)
+    assert engine.process is not None
+    for sig in (signal.SIGINT, signal.SIGINT):
+        engine.process.send_signal(sig)
+    engine.process.wait(5)
+    wait_until_gone(processes)
+
+
+def test_a_signal_during_the_start_leaves_nothing(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    process = engine.spawn()
+    deadline = time.monotonic() + 20
+    while not (engine.data_dir / "run.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    processes = tree(engine)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(STOPPED_WITHIN_S) == 0
+    assert still_running(processes) == []
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_serve_and_worker_refuse_to_start_without_a_secret(tmp_path: Path, command: str) -> None:
+    urls = {"FLASHSALE_REDIS_URL": "redis://127.0.0.1:1", "FLASHSALE_DATABASE_URL": "postgresql://127.0.0.1:1/none"}
+    done = Engine(tmp_path / "none", **urls).command(command, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no secret" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("FLASHSALE_DURABILITY", "replicated", "not built yet"),
+        ("FLASHSALE_PARTITIONS", "2", "not built yet"),
+        ("FLASHSALE_PORT", "0", "greater than or equal to 1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_in_one_line(tmp_path: Path, variable: str, value: str, words: str) -> None:
+    done = Engine(tmp_path / "none", **{variable: value}).command("up", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert variable in done.stderr
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_ordinary_user_needs_nothing_of_root(make_engine: Callable[..., Engine]) -> None:
+    """Under root: as the account that PostgreSQL runs as. Else every test here says it already, and so does this."""
+    engine = make_engine()
+    uid, gid = os.geteuid(), os.getegid()
+    home = Path(tempfile.mkdtemp(prefix="flashsale-test-"))  # pytest's own directories are root's alone
+    if uid == 0:
+        account = unprivileged.account()
+        uid, gid = account.pw_uid, account.pw_gid
+        os.chown(home, uid, gid)
+        for place in (FLASHSALE, Path(sys.executable).resolve(), Path(flashsale.__file__)):
+            unprivileged.let_in(place.parent, uid, gid)
+    environment = {**engine.environment, "FLASHSALE_DATA_DIR": str(home / "data"), "HOME": str(home)}
+    try:
+        with engine.output.open("wb") as output, engine.errors.open("wb") as errors:
+            engine.process = subprocess.Popen(
+                [str(FLASHSALE), "up"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                user=uid if os.geteuid() == 0 else None,
+                group=gid if os.geteuid() == 0 else None,
+                extra_groups=[] if os.geteuid() == 0 else None,
+                cwd=home,
+            )
+        engine.wait_for_line(f"ready {engine.url}")
+        processes = tree(engine)
+        assert {process.uids().real for process in processes} == {uid}
+        assert pasted(engine)["sale"] == "double11"
+        assert engine.stop() == 0
+        assert still_running(processes) == []
+    finally:
+        if engine.process is not None and engine.process.poll() is None:
+            engine.process.kill()
+            engine.process.wait()
+        shutil.rmtree(home)
