@@ -51,6 +51,7 @@ class HotPath:
         self.replays = replays
         self.connections: set[Connection] = set()
         self.draining = False
+        self.drained = asyncio.Event()  # the drain is over: no connection, no order
         self._idle_until = 0.0  # while draining: when connections without a request are closed
         self.now = (
             asyncio.get_running_loop().time()
@@ -116,6 +117,8 @@ class HotPath:
         if self._refusals:
             refusals, self._refusals = self._refusals, {}
             metrics.count_outcomes(refusals)
+        if self.draining and not self.connections and not self.batcher.pending:
+            self.drained.set()
         metrics.set_in_flight(self.batcher.pending, self.batcher.batches, len(self.connections))
 
     def begin_drain(self, idle_until: float) -> None:
@@ -446,14 +449,14 @@ class Connection(asyncio.Protocol):
         elif self._dropping:
             if now - self._since > settings.drop_seconds:
                 self._transport.close()
-        elif self._began and now - self._began > settings.read_timeout_s:
-            self._transport.close()
-        elif not self._queue and not self._lent and not self._began:
-            if self._since < self._hot.idle_limit():
+        elif self._began:
+            if now - self._began > settings.read_timeout_s:
                 self._transport.close()
+        elif not self._queue and not self._lent and self._since < self._hot.idle_limit():
+            self._transport.close()
 
     def _finish(self) -> None:
-        """All is answered. A client that still sends would lose the answer to a reset: what it sends is dropped first."""
+        """All is answered. A client that still sends would lose the answer to a reset: its bytes are dropped first."""
         if self._transport is None:
             return
         self._since = self._hot.now

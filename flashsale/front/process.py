@@ -7,6 +7,7 @@ itself (SO_REUSEPORT), so the kernel spreads the connections.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import socket
@@ -53,7 +54,7 @@ async def _serve(settings: Settings) -> None:
     valkey = server.connect(redis_url, connections=settings.valkey_connections)
     catalogues = Catalogues(valkey)
     verifier = Verifier(secret.get_secret_value().encode())
-    ledger = Ledger(database_url, connections=settings.ledger_connections)
+    ledger = Ledger(database_url, connections_max=settings.ledger_connections, timeout_s=settings.ledger_timeout_s)
     reasons: list[str] = []
     context = FrontContext(
         settings=settings,
@@ -128,11 +129,10 @@ async def _keep_time(hot: HotPath) -> None:
 
 async def _drain(hot: HotPath, accepting: asyncio.Server, timeout_s: float) -> None:
     """Answers all that was taken, tells each client with its next answer to go elsewhere, then closes what is idle."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
     await asyncio.sleep(0)  # connections that the kernel has completed are accepted before the socket closes
     accepting.close()
     hot.begin_drain(asyncio.get_running_loop().time() + LAST_WORD_S)
-    while (hot.connections or hot.batcher.pending) and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(SWEEP_S / 4)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(hot.drained.wait(), timeout_s)
     for connection in list(hot.connections):
         connection.abort()
