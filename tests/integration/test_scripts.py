@@ -1,0 +1,268 @@
+"""The scripts' promises that no model states: all or nothing under any ACL, the bounds, and what Valkey must be."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError
+
+from flashsale.embedded import ValkeyServer
+from flashsale.reservation import commands, keys, server
+from flashsale.reservation.scripts import Script
+from flashsale.sale.catalogue import Catalogue
+from tests.integration.test_reservation_model import QUOTAS, SALE, order_hex, pack_batch, used_id
+from tests.model import Order
+
+EPOCH, NUMBER, FAR_MS = 3, 7, 4_000_000_000_000
+RESERVE = Script("reserve")
+RESERVE_KEYS = [
+    keys.partition(0),
+    *(name(0, SALE) for name in (keys.state, keys.stock, keys.quota, keys.holds)),
+    keys.journal(0),
+]
+OF_SALE: dict[str, Any] = {"partition": 0, "epoch": EPOCH, "sale_id": SALE}
+COMMANDS = ("hset", "xadd", "xtrim", "hget", "hmget", "hgetall", "hkeys", "hexists", "time", "exists", "xinfo")
+WRITES = {
+    "reserve": {"hset", "xadd"},
+    "create_sale": {"hset", "xadd"},
+    "set_status": {"hset", "xadd"},
+    "set_suspended": {"hset", "xadd"},
+    "adjust": {"hset", "xadd"},
+    "release": {"hset", "xadd"},
+    "publish": {"hset", "xadd"},
+    "trim": {"hset", "xtrim"},
+}
+
+
+def order(number: int, *lines: tuple[int, int], shopper: int = 0) -> Order:
+    """An order with the record that find_record looks for."""
+    record = b"%s\t%d\n" % (order_hex(number).encode(), number)
+    return Order(used_id(number), b"h" + bytes(8) + (1).to_bytes(3), shopper, lines, False, record)
+
+
+async def reserve(client: Any, *orders: Order) -> list[Any]:
+    answer: list[Any] = await RESERVE.run(client, RESERVE_KEYS, [EPOCH, 1, *pack_batch(list(orders))])
+    if answer[0] == b"denied":
+        raise commands.Denied(answer[1].decode())
+    return answer
+
+
+async def trim_all(client: Any) -> int:
+    partition = await commands.read_partition(client)
+    assert partition is not None
+    return await commands.trim(client, partition=0, epoch=EPOCH, mark=(FAR_MS, 0), written=partition.written)
+
+
+CALLS: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    # Order 1 is a replay, 3 takes a quota (SKU 2), 4 has two lines.
+    "reserve": lambda client: reserve(
+        client, order(1, (0, 1)), order(3, (2, 2)), order(4, (0, 1), (1, 1)), order(5, (2, 2))
+    ),
+    "create_sale": lambda client: commands.create_sale(
+        client, **OF_SALE, number=NUMBER, opens_at_ms=1, closes_at_ms=FAR_MS + 1, supply=[0, 0, 0, 4]
+    ),
+    "set_status": lambda client: commands.set_status(client, **OF_SALE, action="close"),
+    "set_suspended": lambda client: commands.suspend(client, **OF_SALE, sku=1),
+    "adjust": lambda client: commands.adjust(client, **OF_SALE, sku=1, to=10**9, expect=10),
+    "release": lambda client: commands.release(
+        client,
+        epoch=EPOCH,
+        sale_id=SALE,
+        order_id=order_hex(2),
+        movement="expiry-1",
+        lines=[(0, 1), (2, 1)],
+        quota=[(b"q" * 12, 1)],
+    ),
+    "publish": lambda client: commands.publish(client, partition=0, epoch=EPOCH, catalogue=Catalogue(2, ())),
+    "trim": trim_all,
+}
+
+
+async def fill(client: Any) -> None:
+    """One open sale of three SKUs, two orders taken."""
+    await client.flushall()
+    await client.hset(keys.partition(0), mapping={"epoch": EPOCH, "version": 1})
+    # The document is no part of publish.lua; it may stay when the script is refused.
+    await client.hset(keys.CATALOGUE, "2", Catalogue(2, ()).encode())
+    await commands.create_sale(client, **OF_SALE, number=NUMBER, opens_at_ms=1, closes_at_ms=FAR_MS, supply=[10] * 3)
+    assert (await reserve(client, order(1, (0, 1)), order(2, (0, 1), (2, 1))))[0] == b"AA"
+
+
+async def contents(client: Any) -> dict[bytes, Any]:
+    """Every key and what it holds."""
+    found: dict[bytes, Any] = {}
+    for key in await client.keys("*"):
+        is_stream = await client.type(key) == b"stream"
+        found[key] = await (client.xrange(key) if is_stream else client.hgetall(key))
+    return found
+
+
+@pytest.fixture
+async def client(either_valkey: ValkeyServer) -> AsyncIterator[Any]:
+    connected = server.connect(either_valkey.url)
+    yield connected
+    await connected.aclose()
+
+
+@pytest.fixture
+async def limited(either_valkey: ValkeyServer, client: Any) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """`await limited("-xadd")`: a client whose user lacks what the rules take away."""
+    made: list[Any] = []
+
+    async def connect(*rules: str) -> Any:
+        await client.acl_deluser("limited")
+        await client.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "+@all", *rules)
+        made.append(server.connect(either_valkey.url.replace("unix://", "unix://limited:pw@")))
+        return made[-1]
+
+    yield connect
+    for each in made:
+        await each.aclose()
+    await client.acl_deluser("limited")
+
+
+@pytest.mark.parametrize("script", CALLS)
+async def test_a_denied_command_leaves_nothing_or_everything(client: Any, limited: Any, script: str) -> None:
+    for command in COMMANDS:
+        await fill(client)
+        before = await contents(client)
+        user = await limited("~*", f"-{command}")
+        refusal: Exception | None = None
+        try:
+            await CALLS[script](user)
+        except (commands.Denied, RedisError) as fault:
+            refusal = fault
+        if command in WRITES[script]:
+            assert refusal is not None, command
+        changed = await contents(client) != before
+        assert changed == (refusal is None), (command, refusal)
+
+
+@pytest.mark.parametrize("script", CALLS)
+async def test_a_key_that_may_only_be_read_leaves_nothing_or_everything(client: Any, limited: Any, script: str) -> None:
+    await fill(client)
+    await CALLS[script](client)
+    for key in [*RESERVE_KEYS, keys.supply(0, SALE)]:
+        await fill(client)
+        before = await contents(client)
+        others = [f"~{name}" for name in [*RESERVE_KEYS, keys.supply(0, SALE), keys.CATALOGUE] if name != key]
+        user = await limited(f"%R~{key}", *others)
+        refusal: Exception | None = None
+        try:
+            await CALLS[script](user)
+        except (commands.Denied, RedisError) as fault:
+            refusal = fault
+        changed = await contents(client) != before
+        assert changed == (refusal is None), (key, refusal)
+
+
+async def test_a_script_runs_after_valkey_forgot_it(client: Any) -> None:
+    await fill(client)
+    await client.script_flush()
+    assert (await commands.set_status(client, **OF_SALE, action="pause")).status == "paused"
+
+
+async def test_nothing_is_written_where_the_partition_is_absent(client: Any) -> None:
+    await client.flushall()
+    for name, call in CALLS.items():
+        if name in ("reserve", "trim"):
+            continue
+        with pytest.raises(commands.Fenced):
+            await call(client)
+    assert await reserve(client, order(1, (0, 1))) == [b"fenced"]
+    with pytest.raises(commands.Fenced):
+        await commands.trim(client, partition=0, epoch=EPOCH, mark=(1, 0), written=0)
+    assert set(await client.keys("*")) <= {keys.CATALOGUE.encode()}
+    assert await commands.read_state(client, SALE) is None
+    assert await commands.load_catalogue(client) is None
+
+
+async def test_the_largest_sale_is_made_and_read_whole(client: Any) -> None:
+    await client.hset(keys.partition(0), "epoch", EPOCH)
+    made = {"number": NUMBER, "opens_at_ms": 1, "closes_at_ms": FAR_MS}
+    assert await commands.create_sale(client, **OF_SALE, **made, supply=[10**9] * 10_000) == 10_000
+    state = await commands.read_state(client, SALE)
+    assert state is not None
+    assert state.supply == state.available == (10**9,) * 10_000
+    level = await commands.adjust(client, **OF_SALE, sku=9_999, to=10**9 - 1, expect=10**9)
+    assert level[:2] == (10**9 - 1, 10**9 - 1)
+    assert await client.hget(keys.stock(0, SALE), "9999") == b"999999999"
+    with pytest.raises(ValueError, match="supply"):
+        await commands.adjust(client, **OF_SALE, sku=0, to=10**9 + 1, expect=10**9)
+
+
+async def test_a_batch_of_2000_lines_is_decided_and_2001_change_nothing(client: Any) -> None:
+    await client.hset(keys.partition(0), mapping={"epoch": EPOCH, "version": 1})
+    made = {"number": NUMBER, "opens_at_ms": 1, "closes_at_ms": FAR_MS}
+    await commands.create_sale(client, **OF_SALE, **made, supply=[10**9] * 20)
+    # Even SKUs of QUOTAS without a limit and the one with 10, each shopper once: every hash gets its longest write.
+    full = [order(number, (4, 1), shopper=number % 250) for number in range(2000)]
+    before = await contents(client)
+    with pytest.raises(RedisError, match="2000 lines"):
+        await reserve(client, *full, order(2000, (4, 1)))
+    assert await contents(client) == before
+    answer = await reserve(client, *full)
+    assert answer[0] == b"A" * 2000
+    assert QUOTAS[4] == 10
+    assert await client.hlen(keys.holds(0, SALE)) == 2000
+
+
+async def test_an_order_is_found_until_it_is_trimmed(client: Any) -> None:
+    await fill(client)
+    await reserve(client, order(8, (1, 1)), order(9, (1, 1)))
+    for number in (1, 2, 8, 9):
+        hold = await commands.find_hold(client, SALE, order_hex(number))
+        assert hold is not None and hold.state == b"h"
+        record = await commands.find_record(client, order_hex(number), hold)
+        assert record == b"%s\t%d\n" % (order_hex(number).encode(), number)
+        assert await commands.find_record(client, order_hex(77), hold) is None
+    assert await commands.find_hold(client, SALE, order_hex(77)) is None
+    await trim_all(client)
+    assert await commands.find_record(client, order_hex(9), hold) is None
+
+
+async def test_the_journal_is_not_trimmed_by_a_mark_of_another_one(client: Any) -> None:
+    await fill(client)
+    with pytest.raises(commands.Mismatch):
+        await commands.trim(client, partition=0, epoch=EPOCH, mark=(FAR_MS, 0), written=10**6)
+    assert await client.xlen(keys.journal(0)) == 2
+
+
+async def test_a_server_that_will_do_has_no_shortcomings(either_valkey: ValkeyServer, client: Any) -> None:
+    assert await server.shortcomings(client, "memory") == []
+    assert len(await server.run_id(client)) == 40
+
+
+async def test_each_shortcoming_is_one_clear_line(client: Any) -> None:
+    good = await client.config_get("maxmemory*", "save")
+    try:
+        for name, value, said in (
+            ("maxmemory-policy", "allkeys-lru", "noeviction"),
+            ("maxmemory", "0", "maxmemory is 0"),
+            ("maxmemory", str(2**28), "BACKLOG_MAX_BYTES"),
+            ("save", "60 1", 'save is "60 1"'),
+        ):
+            await client.config_set(name, value)
+            lines = await server.shortcomings(client, "memory", 2**28)
+            assert len(lines) == 1 and said in lines[0] and "\n" not in lines[0]
+            await client.config_set(name, good[name])
+        assert ["appendonly yes" in line for line in await server.shortcomings(client, "fsync")] == [True]
+    finally:
+        for name in ("maxmemory-policy", "maxmemory", "save"):
+            await client.config_set(name, good[name])
+
+
+async def test_fsync_is_satisfied_by_the_embedded_valkey(valkey: ValkeyServer) -> None:
+    client = server.connect(valkey.url)
+    try:
+        assert await server.shortcomings(client, "fsync", 2**28) == []
+        await client.config_set("no-appendfsync-on-rewrite", "yes")
+        assert len(await server.shortcomings(client, "fsync")) == 1
+        await client.config_set("appendfsync", "everysec")
+        assert ["always" in line for line in await server.shortcomings(client, "fsync")] == [True, False]
+    finally:
+        await client.config_set("appendfsync", "always")
+        await client.config_set("no-appendfsync-on-rewrite", "no")
+        await client.aclose()
