@@ -25,9 +25,7 @@ MAY_IMPORT = {
 SHARED = {"settings", "errors", "metrics"}
 # What puts the parts together, and so may know them all. No part knows any of these.
 WIRING = {
-    "__main__",
     "audit",
-    "capacity",
     "cli",
     "commands",
     "embedded",
