@@ -25,12 +25,14 @@ MAY_IMPORT = {
 SHARED = {"settings", "errors", "metrics"}
 # What puts the parts together, and so may know them all. No part knows any of these.
 WIRING = {
+    "__main__",
     "audit",
     "cli",
     "commands",
     "embedded",
     "merchandising",
     "recovery",
+    "status",
     "supervisor",
     "worker",
 }
