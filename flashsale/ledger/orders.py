@@ -50,7 +50,10 @@ async def copy(connection: Connection, lines: bytes) -> int:
     """Stores lines of COPY text; returns how many. Raises asyncpg.DataError where PostgreSQL refuses one of them."""
     # A memoryview: asyncpg takes plain bytes for the name of a file.
     status = await connection.copy_to_table(
-        "orders", source=memoryview(lines), columns=list(COPY_COLUMNS), format="text"
+        "orders",
+        source=memoryview(lines),  # type: ignore[arg-type]  # asyncpg takes any buffer, its stubs don't say so
+        columns=list(COPY_COLUMNS),
+        format="text",
     )
     return int(status.rpartition(" ")[2])
 

@@ -1,0 +1,416 @@
+"""The ledger writer: takes a partition's journal to PostgreSQL, each entry exactly once.
+
+One transaction stores the rows and moves the mark from where the writer read it, under the epoch it read: whoever was
+killed between any two steps, the next writer begins at the mark. While one chunk commits, the next is read. Behind the
+mark the journal is trimmed. Relies on `reservation` for the journal and on `ledger` for the tables; good records are
+never decoded: they are lines of COPY text already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import asyncpg
+import redis.asyncio
+import structlog
+from redis.exceptions import RedisError
+
+from flashsale import metrics
+from flashsale.ledger import dead_letters, movements, orders, partitions
+from flashsale.ledger.dead_letters import DeadLetter
+from flashsale.ledger.movements import MovementRow
+from flashsale.ledger.partitions import Partition
+from flashsale.ledger.pool import CONNECTION_LOST, Connection, LedgerAway, connect
+from flashsale.reservation import commands, keys, server
+from flashsale.reservation.movements import (
+    Adjusted,
+    Created,
+    Entry,
+    EpochSet,
+    Movement,
+    Released,
+    StatusSet,
+    Suspended,
+    Unsuspended,
+    VersionSet,
+    decode_entry,
+    parse_entry_id,
+)
+
+log = structlog.get_logger(__name__)
+
+WRITER_LOCK = 0x666C7772  # with the partition the advisory lock's two keys; any number that is this house's alone
+STANDBY_POLL_S = 0.2  # a stand-by takes over within this after the writer's connection is gone
+BACKOFF_S = (0.05, 1.0)  # first and longest pause after a lost connection: short, since the backlog grows meanwhile
+BLOCK_MS = 1000  # an idle journal is asked again after this; below the client's answer timeout
+ENTRIES_MAX = 200  # entries a read: should all of them turn out to be full batches, it is some 25 MB
+TRIM_PAUSE_S = 0.1  # each trim is a write to Valkey's log: at most ten a second, whatever the load
+
+# What PostgreSQL says of a line that it will never take, and asyncpg of a movement that it can't encode.
+# Anything else (disk full, no table) is tried again.
+REFUSED: tuple[type[Exception], ...] = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    OverflowError,
+    ValueError,
+)
+VALKEY_LOST = (OSError, RedisError, TimeoutError)
+LOST: tuple[type[BaseException], ...] = (*CONNECTION_LOST, *VALKEY_LOST, LedgerAway, asyncpg.PostgresError)
+
+
+class MarkMoved(Exception):
+    """The partition's row is not what the writer read: another writer, or another epoch. Nothing was stored."""
+
+
+class Damaged(NamedTuple):
+    """A journal entry that the scripts did not write; `payload`: its fields as they stand."""
+
+    ms: int
+    seq: int
+    payload: bytes
+    error: str
+
+
+JournalItem = Entry | Damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What one transaction stored: the partition as it is now, rows, journal entries, dead letters."""
+
+    partition: Partition
+    rows: int
+    entries: int
+    dead: int
+
+
+class _Line(NamedTuple):
+    ms: int
+    seq: int
+    number: int
+    record: bytes  # with its newline
+
+
+async def read_journal(
+    client: redis.asyncio.Redis, partition: int, after: tuple[int, int], count: int, block_ms: int | None = None
+) -> list[JournalItem]:
+    """At most `count` entries behind `after`, oldest first; waits up to `block_ms` for the first one."""
+    answer: Any = await client.xread({keys.journal(partition): f"{after[0]}-{after[1]}"}, count=count, block=block_ms)
+    if not answer:
+        return []
+    found = next(iter(answer.values()))[0] if isinstance(answer, dict) else answer[0][1]
+    return [_item(entry_id, fields) for entry_id, fields in found]
+
+
+def _item(entry_id: bytes, fields: dict[bytes, bytes]) -> JournalItem:
+    try:
+        return decode_entry(entry_id, fields)
+    except ValueError as fault:
+        payload = b" ".join(part for pair in fields.items() for part in pair)
+        return Damaged(*parse_entry_id(entry_id), payload, str(fault))
+
+
+async def store_entries(connection: Connection, partition: Partition, items: Sequence[JournalItem]) -> Stored:
+    """Stores entries that follow the partition's mark, and moves it, in one transaction.
+
+    A line that PostgreSQL refuses becomes a dead letter; everything else is stored. Raises MarkMoved, or asyncpg's
+    errors for what is not a line's fault; then nothing was stored.
+    """
+    rows = movement_rows(partition.id, items)
+    text, lines = _copy_text(partition.id, items)
+    damaged = [
+        DeadLetter(partition.id, item.ms, item.seq, 0, item.payload, item.error)
+        for item in items
+        if isinstance(item, Damaged)
+    ]
+    try:
+        async with connection.transaction():
+            if text and await orders.copy(connection, text) != lines:
+                raise asyncpg.DataError("COPY took another number of rows than there are lines")
+            if rows:
+                await movements.store(connection, rows)
+            if damaged:
+                await dead_letters.store(connection, damaged)
+            moved = await _move_mark(connection, partition, items)
+        return Stored(moved, lines, len(items), len(damaged))
+    except REFUSED:
+        return await _store_carefully(connection, partition, items, damaged)
+
+
+async def _store_carefully(
+    connection: Connection, partition: Partition, items: Sequence[JournalItem], damaged: list[DeadLetter]
+) -> Stored:
+    """The same, narrowing down what is refused to the single line. Slow; only for chunks that hold such a line."""
+    letters = list(damaged)
+    async with connection.transaction():
+        lines = list(_lines(items))
+        stored = await _copy_or_bisect(connection, partition.id, lines, letters)
+        for item in items:
+            if isinstance(item, Entry) and item.movement is not None:
+                try:
+                    async with connection.transaction():
+                        await movements.store(connection, movement_rows(partition.id, [item]))
+                except REFUSED as fault:
+                    payload = repr(item.movement).encode()
+                    letters.append(DeadLetter(partition.id, item.ms, item.seq, 0, payload, str(fault)))
+        if letters:
+            await dead_letters.store(connection, letters)
+        moved = await _move_mark(connection, partition, items)
+    for letter in letters:
+        log.error(
+            "a journal line could not be stored: it lies in dead_letter",
+            journal=f"{letter.journal_ms}-{letter.journal_seq}", line=letter.line, error=letter.error,
+        )  # fmt: skip
+    return Stored(moved, stored, len(items), len(letters))
+
+
+async def _copy_or_bisect(
+    connection: Connection, partition: int, lines: Sequence[_Line], letters: list[DeadLetter]
+) -> int:
+    """Stores the lines that PostgreSQL takes, appends the others to `letters`; returns how many were stored."""
+    if not lines:
+        return 0
+    try:
+        async with connection.transaction():  # a savepoint
+            text = b"".join(line.record[:-1] + _suffix(partition, line.ms, line.seq) for line in lines)
+            stored = await orders.copy(connection, text)
+            if stored != len(lines):
+                raise asyncpg.DataError("COPY took another number of rows than there are lines")
+            return stored
+    except REFUSED as fault:
+        if len(lines) == 1:
+            line = lines[0]
+            letters.append(DeadLetter(partition, line.ms, line.seq, line.number, line.record, str(fault)))
+            return 0
+    middle = len(lines) // 2
+    first = await _copy_or_bisect(connection, partition, lines[:middle], letters)
+    return first + await _copy_or_bisect(connection, partition, lines[middle:], letters)
+
+
+async def _move_mark(connection: Connection, partition: Partition, items: Sequence[JournalItem]) -> Partition:
+    mark_bytes, version = partition.mark_bytes, partition.version
+    for item in items:
+        if isinstance(item, Entry):
+            mark_bytes = item.written
+            if isinstance(item.movement, VersionSet):
+                version = item.movement.version
+    mark = (items[-1].ms, items[-1].seq)
+    if not await partitions.move_mark(connection, partition, mark, mark_bytes, version):
+        raise MarkMoved(f"partition {partition.id} is no longer at {partition.mark}, epoch {partition.epoch}")
+    return replace(partition, mark=mark, mark_bytes=mark_bytes, version=version)
+
+
+def _suffix(partition: int, ms: int, seq: int) -> bytes:
+    return b"\t%d\t%d\t%d\n" % (partition, ms, seq)
+
+
+def _whole(records: bytes) -> bytes:
+    """Records whose last line ends too: one without its newline must not run into the next entry's first."""
+    return records if records.endswith(b"\n") else records + b"\n"
+
+
+def _copy_text(partition: int, items: Sequence[JournalItem]) -> tuple[bytes, int]:
+    """The entries' lines with their journal ids, and how many they are."""
+    parts, lines = [], 0
+    for item in items:
+        if isinstance(item, Entry) and item.records:
+            records = _whole(item.records)
+            lines += records.count(b"\n")
+            parts.append(records.replace(b"\n", _suffix(partition, item.ms, item.seq)))
+    return b"".join(parts), lines
+
+
+def _lines(items: Sequence[JournalItem]) -> Iterable[_Line]:
+    for item in items:
+        if isinstance(item, Entry) and item.records:
+            for number, record in enumerate(_whole(item.records)[:-1].split(b"\n")):
+                yield _Line(item.ms, item.seq, number, record + b"\n")
+
+
+def movement_rows(partition: int, items: Iterable[JournalItem]) -> list[MovementRow]:
+    """The movements among the entries as rows, in the journal's order."""
+    rows: list[MovementRow] = []
+    for item in items:
+        if isinstance(item, Entry) and item.movement is not None:
+            rows += _rows_of(item.movement, partition, item.ms, item.seq)
+    return rows
+
+
+def _rows_of(movement: Movement, partition: int, ms: int, seq: int) -> list[MovementRow]:
+    def row(
+        kind: str, sale: int | None, sku: int | None, units: int | None, order: str | None = None, **detail: object
+    ) -> MovementRow:
+        return MovementRow(partition, ms, seq, kind, sale, sku, units, order, json.dumps(detail))
+
+    match movement:
+        case Created(sale, supply, opens_at, closes_at):
+            window = row("create", sale, None, None, opens_at=opens_at, closes_at=closes_at)
+            return [window, *(row("create", sale, sku, units) for sku, units in supply.items())]
+        case Adjusted(sale, sku, delta, supply):
+            return [row("adjust", sale, sku, delta, supply=supply)]
+        case Released(sale, cause, order, lines):
+            return [row("release", sale, sku, units, order, movement=cause) for sku, units in lines]
+        case StatusSet(sale, status, opens_at, closes_at):
+            return [row("status", sale, None, None, status=status, opens_at=opens_at, closes_at=closes_at)]
+        case Suspended(sale, sku):
+            return [row("suspend", sale, sku, None)]
+        case Unsuspended(sale, sku):
+            return [row("unsuspend", sale, sku, None)]
+        case VersionSet(version):
+            return [row("version", None, None, None, version=version)]
+        case EpochSet(epoch):
+            return [row("epoch", None, None, None, epoch=epoch)]
+
+
+class LedgerWriter:
+    """Writes one partition's journal to the ledger while it holds the partition's advisory lock; else stands by."""
+
+    def __init__(self, redis_url: str, database_url: str, *, rows: int = 5000, partition: int = 0) -> None:
+        """`rows`: order rows a transaction, about."""
+        self._client = server.connect(redis_url, connections=2)  # one reads, one trims
+        self._database_url = database_url
+        self._rows = rows
+        self._partition = partition
+        self._count = 16  # entries a read; follows the size of the entries
+        self._stopping = asyncio.Event()
+        self._trim_to: Partition | None = None
+        self._trim_wanted = asyncio.Event()
+        self.writing = False
+        """Whether this one holds the lock and writes; False: it stands by or waits for a server."""
+
+    async def run(self) -> None:
+        """Writes until stop(); every lost connection is tried again for ever."""
+        pause = BACKOFF_S[0]
+        try:
+            while not self._stopping.is_set():
+                began = time.monotonic()
+                try:
+                    await self._connected()
+                except MarkMoved as moved:
+                    log.warning("the ledger's mark was moved by another", reason=str(moved))
+                except LOST as fault:
+                    log.warning("the ledger writer waits", reason=f"{type(fault).__name__}: {fault}")
+                if time.monotonic() - began > BACKOFF_S[1]:
+                    pause = BACKOFF_S[0]
+                await self._pause(pause)
+                pause = min(2 * pause, BACKOFF_S[1])
+        finally:
+            await self._client.aclose()
+
+    def stop(self) -> None:
+        """Ends run() when the transaction under way is committed."""
+        self._stopping.set()
+
+    async def _connected(self) -> None:
+        connection = await connect(self._database_url)
+        trimming: asyncio.Task[None] | None = None
+        try:
+            if not await self._take_lock(connection):
+                return
+            await partitions.ensure(connection, self._partition)
+            trimming = asyncio.create_task(self._trim())
+            self.writing = True
+            log.info("the ledger writer writes", partition=self._partition)
+            await self._write(connection)
+            await self._trim_now()  # told to stop: what is committed needs no place in the journal
+        finally:
+            self.writing = False
+            if trimming is not None:
+                trimming.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await trimming
+            connection.terminate() if connection.is_in_transaction() else await _close(connection)
+
+    async def _take_lock(self, connection: Connection) -> bool:
+        """True when this is the writer; False when it is to stop."""
+        while not self._stopping.is_set():
+            if await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", WRITER_LOCK, self._partition):
+                return True
+            await self._pause(STANDBY_POLL_S)
+        return False
+
+    async def _write(self, connection: Connection) -> None:
+        partition = await partitions.get(connection, self._partition)
+        assert partition is not None  # noqa: S101  ensured above
+        self._wish_trim(partition)  # what was committed before a crash may still lie in the journal
+        reading = asyncio.create_task(self._read(partition.mark))
+        try:
+            while items := await self._next(reading):
+                # The next chunk arrives while this one commits.
+                reading = asyncio.create_task(self._read((items[-1].ms, items[-1].seq)))
+                began = time.monotonic()
+                stored = await store_entries(connection, partition, items)
+                partition = stored.partition
+                self._wish_trim(partition)
+                lag_s = max(0.0, time.time() - partition.mark[0] / 1000)
+                metrics.observe_ledger(stored.rows, stored.entries, time.monotonic() - began, lag_s)
+                if stored.dead:
+                    metrics.LEDGER_DEAD_LETTERS.inc(stored.dead)
+        finally:
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError, *VALKEY_LOST):
+                await reading
+
+    async def _next(self, reading: asyncio.Task[list[JournalItem]]) -> list[JournalItem]:
+        """What `reading` brings; nothing when this writer is to stop."""
+        if self._stopping.is_set():
+            return []
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        return [] if self._stopping.is_set() else reading.result()
+
+    async def _read(self, after: tuple[int, int]) -> list[JournalItem]:
+        """The next chunk: entries of about `rows` rows. Waits for ever."""
+        while True:
+            items = await read_journal(self._client, self._partition, after, self._count, BLOCK_MS)
+            if items:
+                size = sum(item.records.count(b"\n") for item in items if isinstance(item, Entry))
+                self._count = max(1, min(ENTRIES_MAX, self._rows * len(items) // max(1, size)))
+                return items
+
+    def _wish_trim(self, partition: Partition) -> None:
+        self._trim_to = partition
+        self._trim_wanted.set()
+
+    async def _trim(self) -> None:
+        """Cuts the journal behind the newest mark, now and then."""
+        while True:
+            await self._trim_wanted.wait()
+            await self._trim_now()
+            await asyncio.sleep(TRIM_PAUSE_S)
+
+    async def _trim_now(self) -> None:
+        self._trim_wanted.clear()
+        wanted = self._trim_to
+        if wanted is None or wanted.mark == (0, 0):
+            return
+        try:
+            await commands.trim(
+                self._client, partition=wanted.id, epoch=wanted.epoch, mark=wanted.mark, written=wanted.mark_bytes
+            )
+        except commands.Refusal as refusal:
+            log.warning("the journal was not trimmed", reason=str(refusal))
+        except VALKEY_LOST as fault:
+            log.warning("the journal was not trimmed", reason=f"{type(fault).__name__}: {fault}")
+            self._trim_wanted.set()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+async def _close(connection: Connection) -> None:
+    """Gives the lock back at once; a connection that is broken has lost it."""
+    with contextlib.suppress(*CONNECTION_LOST, asyncpg.PostgresError):
+        await connection.close(timeout=1)
