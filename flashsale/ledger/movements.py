@@ -55,3 +55,16 @@ async def supplies(connection: Connection, partition: int, until: tuple[int, int
     for sale, sku, units in rows:
         supplied.setdefault(sale, {})[sku] = units
     return supplied
+
+
+async def released_units(connection: Connection, partition: int, until: tuple[int, int]) -> dict[int, dict[int, int]]:
+    """Units given back, by sale number and offer index, up to and with a journal id."""
+    rows = await connection.fetch(
+        "SELECT sale, sku, sum(units)::int8 FROM movement WHERE partition = $1 AND kind = 'release'"
+        " AND (journal_ms, journal_seq) <= ($2::int8, $3::int8) GROUP BY sale, sku",
+        partition, *until,
+    )  # fmt: skip
+    released: dict[int, dict[int, int]] = {}
+    for sale, sku, units in rows:
+        released.setdefault(sale, {})[sku] = units
+    return released

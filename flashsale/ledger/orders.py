@@ -3,6 +3,7 @@
 What a line of COPY text holds is made by the domain (`sale/priced.py`) and the journal's id by the writer.
 """
 
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from flashsale.ledger.pool import Connection
@@ -17,6 +18,13 @@ _READ = (
     "id, sale, shopper, idempotency_key, market, channel, lane, ship_to, skus, quantities, prices, total, currency,"
     " catalogue_version, fingerprint, hold_ms, partition, journal_ms, journal_seq, status, payment"
 )
+
+# Orders whose units went back: a release's movement says so, whatever became of the order's status.
+_RELEASED = (
+    "LEFT JOIN (SELECT DISTINCT order_id FROM movement WHERE kind = 'release'"
+    " AND (journal_ms, journal_seq) <= ($2::int8, $3::int8)) AS r ON r.order_id = o.id"
+)
+_PREFETCH = 5000  # rows a round trip of a stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +97,50 @@ async def sold_units(connection: Connection, sale: int) -> dict[int, int]:
 async def count(connection: Connection) -> int:
     """How many orders there are. Reads the whole table."""
     return int(await connection.fetchval("SELECT count(*) FROM orders"))
+
+
+async def taken_units(connection: Connection, partition: int, until: tuple[int, int]) -> dict[int, dict[int, int]]:
+    """Units ever taken by orders, given back or not, by sale number and offer index, up to and with a journal id."""
+    rows = await connection.fetch(
+        "SELECT sale, line.sku, sum(line.units)::int8 FROM orders, unnest(skus, quantities) AS line (sku, units)"
+        " WHERE partition = $1 AND (journal_ms, journal_seq) <= ($2::int8, $3::int8) GROUP BY sale, line.sku",
+        partition, *until,
+    )  # fmt: skip
+    taken: dict[int, dict[int, int]] = {}
+    for sale, sku, units in rows:
+        taken.setdefault(sale, {})[sku] = units
+    return taken
+
+
+async def each_hold(
+    connection: Connection, partition: int, until: tuple[int, int]
+) -> AsyncIterator[tuple[str, int, bytes, int, int, int, bool]]:
+    """(id, sale, fingerprint, catalogue version, journal ms, journal sequence, released) of each order, in no order.
+    Streams: call it in a transaction."""
+    cursor = connection.cursor(
+        "SELECT id, o.sale, fingerprint, catalogue_version, o.journal_ms, o.journal_seq, r.order_id IS NOT NULL"  # noqa: S608
+        f" FROM orders AS o {_RELEASED}"
+        " WHERE o.partition = $1 AND (o.journal_ms, o.journal_seq) <= ($2::int8, $3::int8)",
+        partition, *until, prefetch=_PREFETCH,
+    )  # fmt: skip
+    async for row in cursor:
+        yield tuple(row)
+
+
+async def each_quota_use(
+    connection: Connection, partition: int, until: tuple[int, int], limited: Sequence[tuple[int, int, int]]
+) -> AsyncIterator[tuple[int, str, int, int]]:
+    """(sale, shopper, offer index, units) that shoppers took and did not give back, of the lines that had a quota:
+    `limited` says which (catalogue version, sale, offer index) have one. Streams: call it in a transaction."""
+    versions, sales, skus = ([row[column] for row in limited] for column in range(3))
+    cursor = connection.cursor(
+        "SELECT o.sale, shopper, line.sku, sum(line.units)::int8"  # noqa: S608
+        f" FROM orders AS o {_RELEASED} CROSS JOIN unnest(skus, quantities) AS line (sku, units)"
+        " JOIN unnest($4::int4[], $5::int4[], $6::int2[]) AS q (version, sale, sku)"
+        " ON q.version = catalogue_version AND q.sale = o.sale AND q.sku = line.sku"
+        " WHERE o.partition = $1 AND (o.journal_ms, o.journal_seq) <= ($2::int8, $3::int8) AND r.order_id IS NULL"
+        " GROUP BY o.sale, shopper, line.sku",
+        partition, *until, versions, sales, skus, prefetch=_PREFETCH,
+    )  # fmt: skip
+    async for row in cursor:
+        yield tuple(row)

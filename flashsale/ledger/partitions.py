@@ -46,9 +46,12 @@ async def move_mark(
     return bool(status == "UPDATE 1")
 
 
-async def raise_epoch(connection: Connection, partition: int) -> int:
-    """The next epoch, under the row's lock until the transaction ends: no writer of the old epoch commits after it."""
-    epoch = await connection.fetchval("UPDATE partition SET epoch = epoch + 1 WHERE id = $1 RETURNING epoch", partition)
+async def raise_epoch(connection: Connection, partition: int, above: int = 0) -> int:
+    """The next epoch, beyond `above` too; the row is locked until the transaction ends, and no writer of an older epoch
+    commits after it."""
+    epoch = await connection.fetchval(
+        "UPDATE partition SET epoch = greatest(epoch, $2) + 1 WHERE id = $1 RETURNING epoch", partition, above
+    )
     return int(epoch)
 
 
