@@ -272,7 +272,7 @@ async def _index(valkey: redis.asyncio.Redis, sale_id: str, sku: str) -> int:
 
 
 async def _state(valkey: redis.asyncio.Redis, sale: Sale) -> SaleState:
-    state = await commands.read_state(valkey, sale.id, PARTITION)
+    state = await commands.read_sale(valkey, sale.id, PARTITION)
     if state is None:
         raise CommandRefused(f"Valkey has no sale {sale.id}: `flashsale sale create` its file again")
     return state

@@ -117,7 +117,7 @@ class StockLevel(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class SaleState:
     """A sale in one instant of Valkey's clock. `supply` and `available` by SKU index, `written` and `trimmed` in bytes
-    of the journal; `last_entry`, its newest id ever given out: a ledger whose mark is there has exactly this state."""
+    of the journal, `version` the catalogue's in force."""
 
     now_ms: int
     number: int
@@ -127,11 +127,17 @@ class SaleState:
     suspended: frozenset[int]
     supply: tuple[int, ...]
     available: tuple[int, ...]
-    last_entry: tuple[int, int]
     epoch: int
     version: int
     written: int
     trimmed: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalledState(SaleState):
+    """`last_entry` is the newest journal id ever given out: a ledger whose mark is there has exactly this state."""
+
+    last_entry: tuple[int, int]
 
 
 async def read_partition(client: redis.asyncio.Redis, partition: int = 0) -> PartitionState | None:
@@ -341,40 +347,42 @@ async def trim(client: redis.asyncio.Redis, *, partition: int, epoch: int, mark:
     return int(answer[1])
 
 
-async def read_state(client: redis.asyncio.Redis, sale_id: str, partition: int = 0) -> SaleState | None:
-    """The sale in one instant, or None where the partition has none of that id."""
-    answer = await _READ_STATE.run(
-        client,
-        [
-            keys.partition(partition),
-            keys.state(partition, sale_id),
-            keys.stock(partition, sale_id),
-            keys.supply(partition, sale_id),
-            keys.journal(partition),
-        ],
-        [],
-    )
-    epoch, version, written, trimmed, now_ms, last, *sale, supply, stock = answer
+async def read_sale(client: redis.asyncio.Redis, sale_id: str, partition: int = 0) -> SaleState | None:
+    """The sale in one instant, None where the partition has none of that id. For pages: it leaves the journal alone."""
+    answer = await _READ_STATE.run(client, _state_keys(partition, sale_id), [])
+    return SaleState(**_state(answer)) if answer[6] else None
+
+
+async def read_state(client: redis.asyncio.Redis, sale_id: str, partition: int = 0) -> JournalledState | None:
+    """The sale in one instant and the journal id that led to it, None where the partition has none of that id. For the
+    audit: the id costs Valkey as much again as all the rest."""
+    answer = await _READ_STATE.run(client, [*_state_keys(partition, sale_id), keys.journal(partition)], [])
+    return JournalledState(**_state(answer), last_entry=parse_entry_id(answer[5])) if answer[6] else None
+
+
+def _state_keys(partition: int, sale_id: str) -> list[str]:
+    names = (keys.state, keys.stock, keys.supply)
+    return [keys.partition(partition), *(name(partition, sale_id) for name in names)]
+
+
+def _state(answer: Sequence[Any]) -> dict[str, Any]:
+    """The fields of a SaleState from the script's answer."""
+    epoch, version, written, trimmed, now_ms, _, *sale, supply, stock = answer
     number, status, opens_at, closes_at, suspended = sale
-    if not number:
-        return None
-    supplied = _by_index(supply)
-    available = _by_index(stock)
-    return SaleState(
-        now_ms=now_ms,
-        number=int(number),
-        status=status.decode(),
-        opens_at_ms=int(opens_at),
-        closes_at_ms=int(closes_at),
-        suspended=frozenset(int(index) for index in suspended.split(b",") if index),
-        supply=supplied,
-        available=available,
-        last_entry=parse_entry_id(last),
-        epoch=int(epoch or 0),
-        version=int(version or 0),
-        written=int(written or 0),
-        trimmed=int(trimmed or 0),
-    )
+    return {
+        "now_ms": now_ms,
+        "number": int(number),
+        "status": status.decode(),
+        "opens_at_ms": int(opens_at),
+        "closes_at_ms": int(closes_at),
+        "suspended": frozenset(int(index) for index in suspended.split(b",") if index),
+        "supply": _by_index(supply),
+        "available": _by_index(stock),
+        "epoch": int(epoch or 0),
+        "version": int(version or 0),
+        "written": int(written or 0),
+        "trimmed": int(trimmed or 0),
+    }
 
 
 async def find_hold(client: redis.asyncio.Redis, sale_id: str, order_id: str) -> Hold | None:

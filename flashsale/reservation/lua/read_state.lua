@@ -5,9 +5,9 @@
 --       2 state      hash    number, status, opens_at, closes_at (ms), suspended
 --       3 stock      hash    SKU index -> available units
 --       4 supply     hash    SKU index -> supply
---       5 journal    stream
+--       5 journal    stream; left out where its last id is not wanted: finding it costs a copy of two whole entries
 -- ARGV  none
--- Answers {epoch, version, written, trimmed, now (ms), last journal id, number, status, opens_at, closes_at, suspended,
+-- Answers {epoch, version, written, trimmed, now (ms), last journal id ("0-0": none), number, status, opens_at, closes_at, suspended,
 --   {index, supply, ...}, {index, available, ...}}; "" for what is absent
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'version', 'written', 'trimmed')
 local state = redis.call('HMGET', KEYS[2], 'number', 'status', 'opens_at', 'closes_at', 'suspended')
@@ -15,7 +15,7 @@ local time = redis.call('TIME')
 
 -- The last id ever given out: a trimmed journal may be empty.
 local last = '0-0'
-if redis.call('EXISTS', KEYS[5]) == 1 then
+if KEYS[5] and redis.call('EXISTS', KEYS[5]) == 1 then
   local info = redis.call('XINFO', 'STREAM', KEYS[5])
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then last = info[i + 1] end
