@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from typing import Literal, Protocol, TextIO
 
 import structlog
@@ -78,8 +79,8 @@ class Backoff:
 class OwnPart:
     """A front end or the worker: this program again, with another command."""
 
-    def __init__(self, name: str, command: str, env: dict[str, str], output: TextIO | None) -> None:
-        """output: where its log goes; None: our stderr."""
+    def __init__(self, name: str, command: list[str], env: dict[str, str], output: TextIO | None) -> None:
+        """command: its words behind `flashsale`. output: where its log goes; None: our stderr."""
         self.name = name
         self.process: subprocess.Popen[bytes] | None = None
         self._command = command
@@ -89,7 +90,7 @@ class OwnPart:
     def spawn(self) -> None:
         """Start it. Main thread only."""
         self.process = tether.spawn(
-            [sys.executable, "-P", "-m", "flashsale", self._command],
+            [sys.executable, "-P", "-m", "flashsale", *self._command],
             death_signal=signal.SIGKILL,
             output=(self._output or sys.stderr).fileno(),
             env=self._env,
@@ -117,9 +118,9 @@ class Supervisor:
         )
         self.postgres = PostgresServer(self._data_dir / "postgres") if settings.database_url is None else None
         env = self._environment()
-        self.worker = OwnPart("worker", "worker", env, parts_log)
+        self.worker = OwnPart("worker", ["worker", "--rebuild"], env, parts_log)
         self.fronts = [
-            OwnPart(f"front {number}", "serve", env, parts_log) for number in range(1, settings.processes + 1)
+            OwnPart(f"front {number}", ["serve"], env, parts_log) for number in range(1, settings.processes + 1)
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -249,7 +250,27 @@ class Supervisor:
             self._spawn(self.postgres)
         if self.valkey is not None:
             self._spawn(self.valkey)
-        await asyncio.gather(self._valkey_ready(), self._postgres_ready())
+        else:
+            await self._check_given_valkey()
+        # Alembic takes as long to import as the servers take to start.
+        imported = asyncio.to_thread(import_module, "flashsale.ledger.migrate")
+        await asyncio.gather(self._valkey_ready(), self._postgres_ready(), imported)
+
+    async def _check_given_valkey(self) -> None:
+        """One that would evict holds, or forget answered orders, is refused before anything starts on it."""
+        from redis.exceptions import RedisError
+
+        from flashsale.reservation import server
+
+        client = server.connect(self.redis_url)
+        try:
+            lacking = await server.shortcomings(client, self.settings.durability, self.settings.backlog_max_bytes)
+        except (RedisError, OSError) as fault:
+            raise SupervisorFault(f"the Valkey of FLASHSALE_REDIS_URL can't be reached: {fault}") from fault
+        finally:
+            await client.aclose()
+        if lacking:
+            raise SupervisorFault("the Valkey of FLASHSALE_REDIS_URL is refused: " + "; ".join(lacking))
 
     async def _valkey_ready(self) -> None:
         """Wait until Valkey answers; a log that it refuses is repaired and loaded again."""
@@ -427,7 +448,7 @@ class FrontEnds:
     def __init__(self, settings: Settings) -> None:
         env = {**os.environ, f"{ENV_PREFIX}PROCESSES": "1"}
         self._settings = settings
-        self._fronts = [OwnPart(f"front {number}", "serve", env, None) for number in range(1, settings.processes + 1)]
+        self._fronts = [OwnPart(f"front {number}", ["serve"], env, None) for number in range(1, settings.processes + 1)]
 
     async def run(self) -> None:
         """Keep them running until SIGINT or SIGTERM; return when they have drained."""

@@ -1,4 +1,4 @@
-"""`flashsale worker`: the ledger writer and the guard that lets a verified Valkey take orders.
+"""`flashsale worker`: the ledger writer, and the guard that lets a verified Valkey take orders.
 
 Any number of workers may run: one writes, the others stand by.
 """
@@ -19,6 +19,9 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 @app.command(epilog="Example: FLASHSALE_DATA_DIR=/srv/sale flashsale worker")
 def worker(
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Rebuild an empty or old Valkey without being told, as `up` does.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print {name, partition} first.")] = False,
 ) -> None:
     """Bring the journal into the ledger until SIGTERM. Needs a secret, Valkey and PostgreSQL."""
@@ -35,18 +38,27 @@ def worker(
     os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(metrics_dir))
     if as_json:
         print(json.dumps({"name": "worker", "partition": 0}), flush=True)
-    uvloop.run(main(completed))
+    uvloop.run(main(completed, rebuild))
 
 
-async def main(settings: Settings) -> None:
+async def main(settings: Settings, rebuild: bool) -> None:
     """Guard and writer side by side until SIGINT or SIGTERM; a failure of one ends the process."""
     import asyncio
     import signal
 
+    from flashsale import runfile
     from flashsale.pipeline.ledger_writer import LedgerWriter
     from flashsale.recovery import Guard
 
-    guard, writer = Guard(settings), LedgerWriter(settings)
+    redis_url, database_url = runfile.addresses(settings)
+    guard = Guard(
+        redis_url,
+        database_url,
+        durability=settings.durability,
+        backlog_max_bytes=settings.backlog_max_bytes,
+        automatic=rebuild,
+    )
+    writer = LedgerWriter(redis_url, database_url, rows=settings.writer_rows)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -153,6 +153,8 @@ class Batcher:
     def reasons(self) -> list[str]:
         """Why orders are not taken, a line each; empty while they are."""
         reasons = list(self._reasons)
+        if not reasons and self._version < 0:
+            reasons.append("the catalogue is not loaded yet")
         if self.backlog_bytes >= self._limits.backlog_max_bytes:
             reasons.append(f"the journal's backlog is {self.backlog_bytes} bytes: the ledger writer is behind or away")
         return reasons
