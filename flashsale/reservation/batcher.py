@@ -153,10 +153,10 @@ class Batcher:
     def reasons(self) -> list[str]:
         """Why orders are not taken, a line each; empty while they are."""
         reasons = list(self._reasons)
-        if not reasons and self._version < 0:
-            reasons.append("the catalogue is not loaded yet")
         if self.backlog_bytes >= self._limits.backlog_max_bytes:
             reasons.append(f"the journal's backlog is {self.backlog_bytes} bytes: the ledger writer is behind or away")
+        if self.closed is not None and not reasons:
+            reasons.append(self.closed)  # what a shopper is told must not be news to a load balancer
         return reasons
 
     def submit(self, order: Order) -> None:
