@@ -95,6 +95,7 @@ def test_run_json_names_every_part_and_is_private(engine: Engine) -> None:
     assert [front["port"] for front in running["front"]] == [engine.port]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_nothing_and_the_next_up_goes_on(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine().start()
     order = pasted(engine)
@@ -122,6 +123,7 @@ def test_sigterm_leaves_nothing_and_the_next_up_goes_on(make_engine: Callable[..
     assert engine.stop() == 0
 
 
+@pytest.mark.slow
 def test_kill_of_the_supervisor_leaves_nothing_and_the_next_up_works(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(FLASHSALE_PROCESSES="2").start()
     order = pasted(engine)
@@ -165,6 +167,7 @@ def test_a_second_engine_is_refused_in_one_line(engine: Engine, make_engine: Cal
     assert engine.is_ready()
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine().start()
     processes = tree(engine)
@@ -213,6 +216,7 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line(tmp_path: Path, variabl
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_ordinary_user_needs_nothing_of_root(make_engine: Callable[..., Engine]) -> None:
     """Under root: as the account that PostgreSQL runs as. Else every test here says it already, and so does this."""
     engine = make_engine()
