@@ -26,7 +26,7 @@ from flashsale.reservation.scripts import Script
 from flashsale.sale.catalogue import Catalogue
 from tests.model import Model, Order, Refused
 
-STEPS = int(os.environ.get("FLASHSALE_MODEL_STEPS", "800"))
+STEPS = int(os.environ.get("FLASHSALE_MODEL_STEPS", "1000"))
 STEPS_AN_EXAMPLE = 40
 
 SALE, NUMBER, EPOCH = "double11", 7, 3

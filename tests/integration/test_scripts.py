@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -207,6 +208,54 @@ async def test_a_batch_of_2000_lines_is_decided_and_2001_change_nothing(client: 
     assert answer[0] == b"A" * 2000
     assert QUOTAS[4] == 10
     assert await client.hlen(keys.holds(0, SALE)) == 2000
+
+
+async def test_two_orders_crossing_at_the_last_units_have_one_winner(client: Any) -> None:
+    crossing = order(1, (0, 1), (1, 1), (2, 1)), order(2, (2, 1), (1, 1), (0, 1))
+    for together in (True, False):
+        await client.flushall()
+        await client.hset(keys.partition(0), mapping={"epoch": EPOCH, "version": 1})
+        made = {"number": NUMBER, "opens_at_ms": 1, "closes_at_ms": FAR_MS}
+        await commands.create_sale(client, **OF_SALE, **made, supply=[1, 1, 1])
+        batches = [crossing] if together else [(each,) for each in crossing]
+        answers = await asyncio.gather(*(reserve(client, *batch) for batch in batches))
+        assert sorted(b"".join(answer[0] for answer in answers)) == sorted(b"AS")
+        state = await commands.read_sale(client, SALE)
+        assert state is not None and state.available == (0, 0, 0)
+
+
+async def test_no_unit_is_lost_while_the_supply_is_adjusted_under_load(client: Any) -> None:
+    await client.hset(keys.partition(0), mapping={"epoch": EPOCH, "version": 1})
+    made = {"number": NUMBER, "opens_at_ms": 1, "closes_at_ms": FAR_MS}
+    await commands.create_sale(client, **OF_SALE, **made, supply=[100])
+    adjusted = 0
+
+    async def sell(seller: int) -> int:
+        taken = 0
+        for batch in range(40):
+            numbers = range(seller * 10_000 + batch * 10, seller * 10_000 + batch * 10 + 10)
+            answer = await reserve(client, *(order(number, (0, 1 + number % 3)) for number in numbers))
+            taken += sum(1 + n % 3 for n, outcome in zip(numbers, answer[0].decode(), strict=True) if outcome == "A")
+        return taken
+
+    async def adjust() -> int:
+        nonlocal adjusted
+        for step in range(60):
+            state = await commands.read_sale(client, SALE)
+            assert state is not None
+            to = state.supply[0] + (60 if step % 3 else -20)
+            try:
+                await commands.adjust(client, **OF_SALE, sku=0, to=to, expect=state.supply[0])
+                adjusted += 1
+            except commands.Mismatch:  # another was faster, or it is sold
+                continue
+        return 0
+
+    sold = sum(await asyncio.gather(*(sell(seller) for seller in range(4)), adjust(), adjust()))
+    state = await commands.read_sale(client, SALE)
+    assert state is not None and adjusted
+    assert state.supply[0] - state.available[0] == sold > 100
+    assert state.available[0] >= 0
 
 
 async def test_an_order_is_found_until_it_is_trimmed(client: Any) -> None:
