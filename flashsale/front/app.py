@@ -39,7 +39,8 @@ ROUTES: tuple[tuple[str, Page], ...] = (
 )
 """Every page, each of them GET and HEAD."""
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = web.RequestKey("request_id", str)
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OF_STATUS = {
     400: "malformed",
     404: "not-found",
@@ -75,7 +76,7 @@ async def _stop_streams(app: web.Application) -> None:
 async def _answered(request: web.Request, handler: Page) -> web.StreamResponse:
     began = time.perf_counter()
     given = request.headers.get("X-Request-Id", "")
-    request_id = request["request_id"] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    request_id = request[REQUEST_ID] = given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "none"
     response = await _answer(request, handler)
@@ -105,11 +106,11 @@ async def _answer(request: web.Request, page: Page) -> web.StreamResponse:
             return refused
         return problem(Refused(_OF_STATUS.get(refused.status, "malformed")))
     except _VALKEY_AWAY as away:
-        log.warning("page without Valkey", request_id=request["request_id"], reason=repr(away))
+        log.warning("page without Valkey", request_id=request[REQUEST_ID], reason=repr(away))
         return problem(Refused("overloaded", "The stock does not answer.", retry_after=1))
     except Exception:
-        log.exception("page failed", request_id=request["request_id"], method=request.method)
-        return problem(Refused("internal", request_id=request["request_id"]))
+        log.exception("page failed", request_id=request[REQUEST_ID], method=request.method)
+        return problem(Refused("internal", request_id=request[REQUEST_ID]))
 
 
 def _method_refused(request: web.Request, refused: web.HTTPMethodNotAllowed) -> web.Response:
@@ -121,7 +122,7 @@ def _method_refused(request: web.Request, refused: web.HTTPMethodNotAllowed) -> 
 
 async def _set_headers(request: web.Request, response: web.StreamResponse) -> None:
     headers = response.headers
-    headers.setdefault("X-Request-Id", request.get("request_id", ""))
+    headers.setdefault("X-Request-Id", request.get(REQUEST_ID, ""))
     headers.setdefault("Cache-Control", "no-store")
     headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
     headers["X-Content-Type-Options"] = "nosniff"

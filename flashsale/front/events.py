@@ -4,7 +4,8 @@ A resource gives the frames; this module opens the stream, keeps it alive, count
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import orjson
 import structlog
@@ -47,7 +48,7 @@ def frame(event: str, data: object, number: int | None = None) -> bytes:
     return f"{head}event: {event}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
 
 
-async def stream(request: web.Request, frames: AsyncIterator[bytes]) -> web.StreamResponse:
+async def stream(request: web.Request, frames: AsyncGenerator[bytes]) -> web.StreamResponse:
     """Answers with `frames` until they end, the reader leaves or the process stops. Raises Refused("overloaded")."""
     streams = request.app[STREAMS]
     if streams.open >= STREAMS_MAX:
@@ -60,10 +61,11 @@ async def stream(request: web.Request, frames: AsyncIterator[bytes]) -> web.Stre
         if request.method == "HEAD":
             return response
         await response.write(f"retry: {RETRY_MS}\n\n".encode())
-        async for each in frames:
-            await response.write(each)
-            if streams.stopping.is_set():
-                break
+        async with aclosing(frames):  # its feed must know at once that this reader left
+            async for each in frames:
+                await response.write(each)
+                if streams.stopping.is_set():
+                    break
     except ConnectionResetError:  # the reader left: that is how streams end
         pass
     except Exception:

@@ -105,7 +105,7 @@ _SCHEMAS: dict[str, Schema] = {
         {
             "id": _TEXT,
             "name": _TEXT,
-            "status": {"enum": ["scheduled", "open", "paused", "closed"]},
+            "status": {"enum": ["upcoming", "open", "paused", "closed"]},
             "opens_at": _TIME,
             "closes_at": _TIME,
             "hold_seconds": {"type": "integer", "minimum": 1},

@@ -5,7 +5,7 @@ which may be away: what only it holds is 503 then.
 """
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -186,7 +186,7 @@ def _last_event_id(request: web.Request) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
 
 
-async def _statuses(request: web.Request, claims: Claims, seen: int) -> AsyncIterator[bytes]:
+async def _statuses(request: web.Request, claims: Claims, seen: int) -> AsyncGenerator[bytes]:
     """Until the reader leaves, the process stops or the reader's token expires."""
     context, order_id, streams = context_of(request), request.match_info["id"], request.app[STREAMS]
     spoke_at = time.monotonic()

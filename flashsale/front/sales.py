@@ -29,7 +29,7 @@ async def sale_now(context: FrontContext, sale_id: str) -> SaleNow:
         await _in_force(context)
         if context.catalogues.current.sale(sale_id) is None:
             raise Refused("unknown-sale", f"There is no sale {sale_id!a}.")
-    state = await commands.read_state(context.valkey, sale_id)
+    state = await commands.read_sale(context.valkey, sale_id)
     if state is None or not state.version:
         raise Refused("overloaded", "The sale's state is being rebuilt.", retry_after=1)
     sale = (await context.catalogues.at_least(state.version)).sale(sale_id)
@@ -89,11 +89,11 @@ def _sale(now: SaleNow) -> dict[str, Any]:
 
 
 def sale_status(state: SaleState) -> str:
-    """scheduled | open | paused | closed, as an order sent in that instant would find it."""
+    """upcoming | open | paused | closed, as an order sent in that instant would find it."""
     if state.status == "closed" or state.now_ms >= state.closes_at_ms:
         return "closed"
     if state.now_ms < state.opens_at_ms:
-        return "scheduled"
+        return "upcoming"
     return state.status
 
 

@@ -6,7 +6,7 @@ ledger's last known `sold`: with the ledger away the division stands still, and 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import structlog
@@ -80,7 +80,7 @@ async def stock(request: web.Request) -> web.StreamResponse:
     return await stream(request, _changes(request, sale_id, first))
 
 
-async def _changes(request: web.Request, sale_id: str, first: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _changes(request: web.Request, sale_id: str, first: dict[str, Any]) -> AsyncGenerator[bytes]:
     """The whole stock at once, and again whenever it differs from what this reader has."""
     yield frame("stock", first)
     feed = request.app[FEEDS].of(sale_id)
@@ -126,7 +126,7 @@ class Feed:
 
     async def _look(self) -> None:
         streams: Streams = self._app[STREAMS]
-        while True:
+        while not streams.stopping.is_set():
             await streams.pause(INTERVAL_S)
             try:
                 latest = await stock_now(self._app, self._context, self._sale_id)
