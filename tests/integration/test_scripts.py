@@ -279,6 +279,22 @@ async def test_the_journal_is_not_trimmed_by_a_mark_of_another_one(client: Any) 
     assert await client.xlen(keys.journal(0)) == 2
 
 
+async def test_used_up_memory_refuses_orders_whole_and_still_lets_the_journal_go(client: Any) -> None:
+    await fill(client)
+    before = await contents(client)
+    good = await client.config_get("maxmemory")
+    await client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(RedisError, match="maxmemory"):
+            await reserve(client, order(8, (1, 1)))
+        assert await contents(client) == before
+        assert await trim_all(client) == 2
+    finally:
+        await client.config_set("maxmemory", good["maxmemory"])
+    partition = await commands.read_partition(client)
+    assert partition is not None and partition.trimmed == partition.written
+
+
 async def test_a_server_that_will_do_has_no_shortcomings(either_valkey: ValkeyServer, client: Any) -> None:
     assert await server.shortcomings(client, "memory") == []
     assert len(await server.run_id(client)) == 40

@@ -28,7 +28,8 @@ if available + delta < 0 then return {'taken', supply, available} end
 if delta == 0 then return {'ok', supply, available, ''} end
 available = available + delta
 
-local movement = cjson.encode({kind = 'adjust', sale = tonumber(number), sku = tonumber(sku), delta = delta, supply = to})
+local movement = cjson.encode({kind = 'adjust', sale = tonumber(number), sku = tonumber(sku),
+  delta = delta, supply = to})
 local written = string.format('%.0f', tonumber(head[2] or '0') + #movement)
 
 for _, i in ipairs({1, 3, 4}) do

@@ -1,5 +1,5 @@
--- create_sale: makes a sale, or gives an existing one the SKUs that it lacks and the catalogue's window. What exists keeps its
--- units, its status and its suspensions, and a closed sale its window, so that the same call may be sent again.
+-- create_sale: makes a sale, or gives an existing one the SKUs that it lacks and the catalogue's window. What exists
+-- keeps its units, status and suspensions, and a closed sale its window, so that the same call may be sent again.
 --
 -- KEYS  1 partition  hash    epoch, written
 --       2 state      hash    number, status, opens_at, closes_at (ms), suspended

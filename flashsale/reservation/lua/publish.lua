@@ -2,7 +2,7 @@
 --
 -- KEYS  1 partition  hash    epoch, version, written
 --       2 journal    stream
--- ARGV  1 epoch   2 catalogue version, not below the one in force; its document must lie in the catalogue's hash already
+-- ARGV  1 epoch   2 catalogue version, not below the one in force; its document lies in the catalogue's hash already
 -- Answers {"ok", journal entry's id or "" if it is in force already}
 --   {"stale", version}   a newer one is in force: nothing was written
 --   {"fenced"} / {"denied", command}: nothing was written

@@ -1,5 +1,5 @@
--- read_state: everything about a sale in one instant, for pages, for the audit and for `sale show`. Writes nothing, and so
--- asks for no epoch: the caller compares the one in the answer.
+-- read_state: everything about a sale in one instant, for pages, for the audit and for `sale show`. Writes nothing, so
+-- it asks for no epoch: the caller compares the one in the answer.
 --
 -- KEYS  1 partition  hash    epoch, version, written, trimmed
 --       2 state      hash    number, status, opens_at, closes_at (ms), suspended
@@ -7,7 +7,8 @@
 --       4 supply     hash    SKU index -> supply
 --       5 journal    stream; left out where its last id is not wanted: finding it costs a copy of two whole entries
 -- ARGV  none
--- Answers {epoch, version, written, trimmed, now (ms), last journal id ("0-0": none), number, status, opens_at, closes_at, suspended,
+-- Answers {epoch, version, written, trimmed, now (ms), last journal id ("0-0": none),
+--   number, status, opens_at, closes_at, suspended,
 --   {index, supply, ...}, {index, available, ...}}; "" for what is absent
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'version', 'written', 'trimmed')
 local state = redis.call('HMGET', KEYS[2], 'number', 'status', 'opens_at', 'closes_at', 'suspended')

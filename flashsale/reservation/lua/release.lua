@@ -1,4 +1,4 @@
--- release: an order's units go back, once. The hold's state decides: held becomes released and is never deleted, so that the
+-- release: an order's units go back, once. The hold's state decides: held becomes released, never deleted, so that the
 -- id stays used and the same release may be sent again.
 --
 -- KEYS  1 partition  hash    epoch, written
@@ -51,7 +51,8 @@ for i = 1, #given_back, 2 do
   quota[#quota + 1] = string.format('%.0f', math.max(0, used - given_back[i + 1]))
 end
 
-local movement = cjson.encode({kind = 'release', sale = tonumber(number), movement = ARGV[2], order = ARGV[3], lines = lines})
+local movement = cjson.encode({kind = 'release', sale = tonumber(number), movement = ARGV[2],
+  order = ARGV[3], lines = lines})
 local written = string.format('%.0f', tonumber(head[2] or '0') + #movement)
 
 for _, i in ipairs({1, 3, 5, 6}) do

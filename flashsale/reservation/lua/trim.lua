@@ -2,12 +2,12 @@
 --
 -- KEYS  1 partition  hash    epoch, written, trimmed
 --       2 journal    stream
--- ARGV  1 epoch   2 first entry id to keep: the ledger's mark + 1   3 journal bytes up to the mark: field w of the mark's entry
+-- ARGV  1 epoch   2 first entry id to keep: the ledger's mark + 1   3 journal bytes up to the mark, its field w
 -- Answers {"ok", entries cut}
 --   {"beyond", written}   more bytes than were ever written: the caller reads another journal, nothing was cut
 --   {"fenced"} / {"denied", command}: nothing was written
--- Writes  journal, partition.trimmed (never backwards). XTRIM comes first: it is allowed where memory is used up, and after
--- a script's first write so is HSET.
+-- Writes  journal, partition.trimmed (never backwards). XTRIM comes first: it is allowed where memory is used up, and
+-- after a script's first write so is HSET.
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'written', 'trimmed')
 if head[1] ~= ARGV[1] then return {'fenced'} end
 local written, trimmed = tonumber(head[2] or '0'), tonumber(head[3] or '0')
