@@ -21,6 +21,7 @@ from flashsale import merchandising
 from flashsale.ledger import partitions
 from flashsale.ledger.pool import Ledger, LedgerAway
 from flashsale.merchandising import CommandRefused, SaleView
+from flashsale.recovery import last_entry
 from flashsale.reservation import commands, keys, server
 
 EVERY_S = 1.0
@@ -47,6 +48,7 @@ class Reading:
     orders: int = 0  # ever accepted
     sales: list[SaleView] = field(default_factory=list)
     orders_by_sale: dict[str, int] = field(default_factory=dict)
+    written: int = 0  # journal bytes ever
     backlog_bytes: int = 0
     newest_ms: int = 0  # of the journal
     mark_ms: int | None = None  # of the ledger; None: away
@@ -85,17 +87,16 @@ async def show(redis_url: str, database_url: str, url: str) -> None:
 
 async def _read(valkey: redis.asyncio.Redis, ledger: Ledger) -> Reading:
     reading = Reading(time.monotonic())
-    newest = (0, 0)
     try:
         reading.sales = await merchandising.list_sales(valkey)
         for view in reading.sales:
             held = await valkey.hlen(keys.holds(merchandising.PARTITION, view.sale.id))
             reading.orders_by_sale[view.sale.id] = int(held)
-            newest = max(newest, view.state.last_entry)
         reading.orders = sum(reading.orders_by_sale.values())
         partition = await commands.read_partition(valkey, merchandising.PARTITION)
-        reading.newest_ms = newest[0]
-        reading.backlog_bytes = 0 if partition is None else partition.written - partition.trimmed
+        if partition is not None:
+            reading.written, reading.backlog_bytes = partition.written, partition.written - partition.trimmed
+        reading.newest_ms, _ = await last_entry(valkey, merchandising.PARTITION)
     except (RedisError, OSError, CommandRefused) as fault:
         reading.valkey_fault = str(fault) or type(fault).__name__
     try:
@@ -103,7 +104,7 @@ async def _read(valkey: redis.asyncio.Redis, ledger: Ledger) -> Reading:
             row = await partitions.get(connection, merchandising.PARTITION)
         if row is not None:
             reading.mark_ms = row.mark[0]
-            reading.caught_up = row.mark >= newest
+            reading.caught_up = row.mark_bytes >= reading.written
     except LedgerAway as fault:
         reading.ledger_fault = str(fault)
     return reading
@@ -121,7 +122,7 @@ async def _conservation(valkey: redis.asyncio.Redis, ledger: Ledger) -> Text:
         views = await merchandising.list_sales(valkey)
     except (RedisError, OSError, CommandRefused) as fault:
         return Text(f"not checked: {fault}", style="yellow")
-    if before is None or any(view.state.last_entry > before.mark for view in views):
+    if before is None or any(view.state.written > before.mark_bytes for view in views):
         return Text(
             "orders are flowing; compared when the ledger has caught up (`flashsale audit` is exact)", style="dim"
         )

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ def up(
                 yield
             finally:
                 showing.cancel()
-                await asyncio.gather(showing, return_exceptions=True)
+                (ended,) = await asyncio.gather(showing, return_exceptions=True)
+                if isinstance(ended, Exception):
+                    structlog.get_logger("flashsale.up").error("status.failed", error=repr(ended))
                 say("stopping …")
 
         status = asyncio.run(supervisor.run(when_ready))
