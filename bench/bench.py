@@ -20,8 +20,8 @@ SKUS = tuple(f"HAIER-FRIDGE-{number:03d}" for number in range(320, 370))
 PLENTY = 10**9
 QUOTA = 2
 WARM_UP_S = 2.0
-FIRST_GUESS_RATE = 40_000  # orders/s for which tokens are minted before a rate is known
-SPARE_TOKENS = 1.4  # tokens minted, as a multiple of what the last rate would use
+TOKENS_A_SECOND = 80_000  # minted for a second of load on the engine; more than one front process can take
+ORDINARY_TOKENS_A_SECOND = 10_000
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Bench:
     samples: dict[str, list[float]] = field(default_factory=dict)
     raw: list[dict[str, object]] = field(default_factory=list)
     _numbers: count[int] = field(default_factory=lambda: count(1))
-    _rate: float = FIRST_GUESS_RATE
 
     def add(self, figure: str, value: float) -> None:
         self.samples.setdefault(figure, []).append(value)
@@ -85,7 +84,7 @@ class Bench:
         return write_plan(self.folder / "plan.lua", **parts)
 
     def engine_plan(self, sale: str, seconds: float, kind: str = "orders", **more: object) -> Path:
-        tokens = self.new_tokens(int(self._rate * seconds * SPARE_TOKENS) + CONNECTIONS)
+        tokens = self.new_tokens(int(TOKENS_A_SECOND * seconds) + CONNECTIONS)
         return self.plan(sale, tokens, kind, **more)
 
     # --- measured loads ---
@@ -103,7 +102,6 @@ class Bench:
         cpu = engine.cpu().since(before)
         orders = engine.orders_in_ledger(sale)
         check(seen, orders)
-        self._rate = max(seen.rate, FIRST_GUESS_RATE / 4)
         measured = Measured(seen, orders, front, cpu)
         self.note("engine", **asdict(seen), rate=round(seen.rate), orders=orders, us=cpu.micros_an_order(orders))
         return measured
@@ -112,7 +110,7 @@ class Bench:
         """The same orders on the ordinary way, started for them alone."""
         seconds = seconds or self.seconds
         sale_file = self.new_sale()
-        tokens = self.new_tokens(int(6_000 * seconds) + CONNECTIONS)
+        tokens = self.new_tokens(int(ORDINARY_TOKENS_A_SECOND * seconds) + CONNECTIONS)
         with Ordinary(self.folder, valkey, sale_file, SECRET) as ordinary:
             before, before_valkey = cpu_s(ordinary.pid), valkey.cpu_s()
             seen = run_wrk(ordinary.port, self.plan(sale_file.stem, tokens), seconds)

@@ -9,7 +9,7 @@ GROWTH = ("growth",)
 MEMORY = ("memory",)
 FEW = 10_000
 MANY = 1_000_000
-FILL_S = 15.0  # length of one load while the engine is filled: bounds the tokens that lie in a file at once
+FILL_S = 8.0  # length of one load while the engine is filled: bounds the tokens that lie in a file at once
 MEMORY_ORDERS = 200_000
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.bench import SKUS, WARM_UP_S, Bench
+from bench.bench import ORDINARY_TOKENS_A_SECOND, SKUS, WARM_UP_S, Bench
 from bench.engine import SECRET, Engine
 from bench.load import CONNECTIONS, Seen, order_body, run_wrk
 from bench.machine import BenchFault
@@ -39,7 +39,7 @@ def _refused_by_engine(bench: Bench, engine: Engine, seconds: float) -> Seen:
 
 def _refused_by_ordinary(bench: Bench, valkey: Valkey) -> Seen:
     sale_file = bench.new_sale(stock=0)
-    tokens = bench.new_tokens(int(8_000 * bench.seconds) + CONNECTIONS)
+    tokens = bench.new_tokens(int(ORDINARY_TOKENS_A_SECOND * bench.seconds) + CONNECTIONS)
     with Ordinary(bench.folder, valkey, sale_file, SECRET) as ordinary:
         seen = run_wrk(ordinary.port, bench.plan(sale_file.stem, tokens), bench.seconds)
         _check(seen, ordinary.accepted())
