@@ -9,12 +9,13 @@ kept, and reading pauses: that and the transport's buffer are all that a client 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from typing import Any, cast
 
 from flashsale import metrics
 from flashsale.errors import Refused
-from flashsale.front.framing import ChunkedBody, Head, canonical, check_part, parse_head
+from flashsale.front.framing import PLAIN_ORDER, ChunkedBody, Head, canonical, check_part, parse_head
 from flashsale.front.intake import Intake, Unknown
 from flashsale.front.lending import Lending
 from flashsale.front.replay import Replays
@@ -53,9 +54,8 @@ class HotPath:
         self.draining = False
         self.drained = asyncio.Event()  # the drain is over: no connection, no order
         self._idle_until = 0.0  # while draining: when connections without a request are closed
-        self.now = (
-            asyncio.get_running_loop().time()
-        )  # the loop's clock, as of the last sweep: fine enough for time-outs
+        self.clock = asyncio.get_running_loop().time  # get_running_loop itself asks for the process id each time
+        self.now = self.clock()  # the loop's clock, as of the last sweep: fine enough for time-outs
         self._refusals: dict[str, int] = {}
 
     def connection(self) -> Connection:
@@ -192,6 +192,20 @@ class Connection(asyncio.Protocol):
     # --- bytes come in ---
 
     def data_received(self, data: bytes) -> None:
+        if not (
+            self._queue
+            or self._buffer
+            or self._head is not None
+            or self._lent
+            or self._paused
+            or self._last
+            or self._dropping
+        ):
+            match = PLAIN_ORDER.match(data)
+            if match is not None and len(data) - match.end() == int(match[5]):
+                self._since = self._hot.now
+                self._plain_order(match, data)
+                return
         if self._dropping:
             self._drop(len(data))
             return
@@ -283,12 +297,12 @@ class Connection(asyncio.Protocol):
             if len(body) < head.length:
                 return position
         self._head, self._chunks, self._body = None, None, bytearray()
-        self._message(head, body)
+        self._message(head, bytes(body))
         return position
 
     # --- a message is whole ---
 
-    def _message(self, head: Head, body: bytes | bytearray) -> None:
+    def _message(self, head: Head, body: bytes) -> None:
         self._began = 0.0
         self._since = self._hot.now
         if head.close:
@@ -303,26 +317,43 @@ class Connection(asyncio.Protocol):
             allowed = b", ".join(sorted(LENT_METHODS)).decode()
             self._refuse(Refused("method-not-allowed", allow=allowed))
 
-    def _order(self, head: Head, body: bytes | bytearray) -> None:
+    def _order(self, head: Head, body: bytes) -> None:
         hot = self._hot
-        batcher = hot.batcher
         try:
-            if batcher.closed is not None:
-                raise Refused("overloaded", batcher.closed)
+            if hot.batcher.closed is not None:
+                raise Refused("overloaded", hot.batcher.closed)
             order = hot.intake.read(head, body)
-            order.arrived = asyncio.get_running_loop().time()
-            order.client = self
-            try:
-                hot.intake.price(order)
-            except Unknown:
-                self._queue.append(order)
-                batcher.when_current(lambda: self._price_again(order))
-                return
         except Refused as refused:
             self._refuse(refused)
-            return
+        else:
+            self._place(order)
+
+    def _plain_order(self, match: re.Match[bytes], data: bytes) -> None:
+        """The same for a head that PLAIN_ORDER took apart."""
+        hot = self._hot
+        try:
+            if hot.batcher.closed is not None:
+                raise Refused("overloaded", hot.batcher.closed)
+            _, media_type, token, key, _ = match.groups()
+            order = hot.intake.order(
+                token, key.decode("ascii"), media_type == b"application/msgpack", data[match.end() :]
+            )
+        except Refused as refused:
+            self._refuse(refused)
+        else:
+            self._place(order)
+
+    def _place(self, order: Order) -> None:
+        hot = self._hot
+        order.client = self
+        order.arrived = hot.clock()
         self._queue.append(order)
-        batcher.submit(order)
+        try:
+            hot.intake.price(order)
+        except Unknown:
+            hot.batcher.when_current(lambda: self._price_again(order))
+        else:
+            hot.batcher.submit(order)
 
     def _price_again(self, order: Order) -> None:
         """The catalogue at hand did not know the order's sale, SKU or market; now it is the one in force."""

@@ -76,28 +76,33 @@ class Intake:
         self.sales: dict[str, PricedSale] = {}
         self.now_s = 0.0
 
-    def read(self, head: Head, body: bytes | bytearray) -> Order:
-        """A new order: identified, its body decoded, not yet priced. Raises Refused."""
+    def read(self, head: Head, body: bytes) -> Order:
+        """A new order from any head. Raises Refused."""
         fields = head.fields
-        order = Order()
-        order.key = idempotency_key(fields.get(KEY))
+        key = idempotency_key(fields.get(KEY))
         packed = media_type(head)
         authorization = fields.get(AUTHORIZATION)
         if authorization is None or authorization[:7].lower() != b"bearer ":
             raise Refused("unauthenticated", "Send `Authorization: Bearer` and one token.")
-        claims = self._verify(authorization[7:].strip(b" "), self.now_s)
+        order = self.order(authorization[7:].strip(b" "), key, packed, body)
+        accept = fields.get(ACCEPT)
+        if accept is not None and accept != b"*/*":
+            order.msgpack = answers_packed(accept, packed)
+        return order
+
+    def order(self, token: bytes, key: str, packed: bool, body: bytes) -> Order:
+        """A new order: identified, its body decoded, not yet priced. Raises Refused."""
+        claims = self._verify(token, self.now_s)
         if claims.role != "shopper":
             raise Refused("forbidden", "Orders are placed with a shopper's token.")
-        order.shopper = claims.sub
+        order = Order()
         try:
-            order.request = from_msgpack(bytes(body)) if packed else from_json(bytes(body))
+            order.request = from_msgpack(body) if packed else from_json(body)
         except MalformedBody as fault:
             raise Refused("malformed", f"The body can't be decoded: {fault}") from None
         except InvalidOrder as fault:
             raise Refused("invalid-order", fields=fault.fields) from None
-        accept = fields.get(ACCEPT)
-        order.msgpack = packed if accept is None or accept == b"*/*" else answers_packed(accept, packed)
-        order.answer = None
+        order.key, order.shopper, order.msgpack, order.answer = key, claims.sub, packed, None
         return order
 
     def price(self, order: Order) -> None:

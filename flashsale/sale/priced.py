@@ -7,6 +7,7 @@ quantity, the texts of the record. Pure; relies on the catalogue and on identity
 from __future__ import annotations
 
 import json
+from operator import mul
 
 import msgspec
 
@@ -40,6 +41,7 @@ DEFAULT_CHANNEL = "direct"
 
 _encode = msgspec.json.Encoder().encode
 
+BACKSLASH = "\\"
 NULL = "\\N"
 """COPY text's NULL; no column's own text can be this, since a backslash is written twice."""
 
@@ -55,10 +57,11 @@ class UnknownSku(Exception):
 class PricedOffer:
     """An offer in one market: index, quota, price (minor units), and the JSON around an order line's quantity."""
 
-    __slots__ = ("after_quantity", "before_quantity", "index", "price", "quota", "sku")
+    __slots__ = ("after_quantity", "before_quantity", "index", "index_bytes", "price", "quota", "sku")
 
     def __init__(self, offer: Offer, price: int, currency: str) -> None:
         self.index, self.quota, self.price, self.sku = offer.index, offer.quota, price, offer.sku
+        self.index_bytes = offer.index.to_bytes(2, "big")
         self.before_quantity = f'{{"sku":{json.dumps(offer.sku)},"quantity":'
         self.after_quantity = f',"price":{{"amount":{price},"currency":"{currency}"}}}}'
 
@@ -112,19 +115,19 @@ class Order:
     arrived: float
     differs: bool
     digest: bytes
-    fields: list[bytes]
+    fields: tuple[bytes, ...]
     head: bytes
     id: str
     key: str
     msgpack: bool
-    prices: list[int]
-    quantities: list[int]
-    quotas: list[int]
+    prices: tuple[int, ...]
+    quantities: tuple[int, ...]
+    quotas: tuple[int, ...]
     record: bytes
     request: OrderRequest
     sale: PricedSale
     shopper: str
-    skus: list[int]
+    skus: tuple[int, ...]
     total: int
 
 
@@ -140,7 +143,7 @@ class PricedSale:
         self.markets = {code: PricedMarket(sale, code) for code in sale.markets}
         self.hold_ms = sale.hold_ms
         self._version_bytes = version.to_bytes(3, "big")
-        self._record_end = f"\t{version}\t\\\\x%s\t{sale.hold_ms}\n"
+        self._number = sale.number
 
     def identify(self, order: Order) -> None:
         """Gives the order its digest and id, from its shopper and key."""
@@ -153,50 +156,53 @@ class PricedSale:
         market = self.markets.get(request.market)
         if market is None:
             raise UnknownMarket(request.market)
-        offers = market.offers
-        skus, quantities, quotas, prices, fields, total = [], [], [], [], [], 0
-        shopper_hash = None
-        for line in request.lines:
-            offer = offers.get(line.sku)
+        if len(request.lines) == 1:  # nine orders of ten; it saves a quarter of the time
+            line = request.lines[0]
+            offer = market.offers.get(line.sku)
             if offer is None:
                 raise UnknownSku(line.sku)
-            index, quantity, quota, price = offer.index, line.quantity, offer.quota, offer.price
-            skus.append(index)
-            quantities.append(quantity)
-            quotas.append(quota)
-            prices.append(price)
-            total += price * quantity
-            if quota:
-                if shopper_hash is None:
-                    shopper_hash = self.identity.shopper_hash(order.shopper)
-                fields.append(shopper_hash + index.to_bytes(2, "big"))
-        order.sale = self
-        order.skus, order.quantities, order.quotas, order.prices, order.fields = (
-            skus,
-            quantities,
-            quotas,
-            prices,
-            fields,
-        )
-        order.total = total
+            index, quantity, price = offer.index, line.quantity, offer.price
+            order.skus, order.quantities, order.quotas, order.prices = (index,), (quantity,), (offer.quota,), (price,)
+            order.fields = (self.identity.shopper_hash(order.shopper) + offer.index_bytes,) if offer.quota else ()
+            total = price * quantity
+            arrays, price_array = f"{{{index}}}\t{{{quantity}}}", f"{{{price}}}"
+        else:
+            total = self._price_lines(order, market)
+            arrays, price_array = f"{_array(order.skus)}\t{_array(order.quantities)}", _array(order.prices)
+        order.sale, order.total = self, total
         expected = request.expected_total
         order.differs = expected is not None and (expected.amount != total or expected.currency != market.currency)
 
-        if len(skus) == 1:
-            arrays, price_array = f"{{{skus[0]}}}\t{{{quantities[0]}}}", f"{{{prices[0]}}}"
-        else:
-            arrays = f"{_array(skus)}\t{_array(quantities)}"
-            price_array = _array(prices)
         asked = (
             f"{request.market}\t{request.channel or DEFAULT_CHANNEL}\t{request.lane or NULL}\t"
             f"{NULL if request.ship_to is None else _ship_to(request)}\t{arrays}"
         )
         mark = fingerprint(asked.encode())
         order.head = b"h" + mark + self._version_bytes
+        shopper, key = order.shopper, order.key
+        if BACKSLASH in shopper or BACKSLASH in key:
+            shopper, key = _escaped(shopper), _escaped(key)
         order.record = (
-            f"{order.id}\t{self.sale.number}\t{_escaped(order.shopper)}\t{_escaped(order.key)}\t{asked}\t"
-            f"{price_array}\t{total}\t{market.currency}{self._record_end % mark.hex()}"
+            f"{order.id}\t{self._number}\t{shopper}\t{key}\t{asked}\t{price_array}\t{total}\t{market.currency}\t"
+            f"{self.version}\t\\\\x{mark.hex()}\t{self.hold_ms}\n"
         ).encode()
+
+    def _price_lines(self, order: Order, market: PricedMarket) -> int:
+        """The columns of an order of several lines; answers its total."""
+        lines = order.request.lines
+        offers = []
+        for line in lines:
+            offer = market.offers.get(line.sku)
+            if offer is None:
+                raise UnknownSku(line.sku)
+            offers.append(offer)
+        shopper_hash = self.identity.shopper_hash(order.shopper)
+        order.skus = tuple([offer.index for offer in offers])
+        order.quantities = tuple([line.quantity for line in lines])
+        order.quotas = tuple([offer.quota for offer in offers])
+        order.prices = tuple([offer.price for offer in offers])
+        order.fields = tuple([shopper_hash + offer.index_bytes for offer in offers if offer.quota])
+        return sum(map(mul, order.prices, order.quantities))
 
     def line_json(self, order: Order) -> str:
         """The `lines` of the order's answer, JSON without the brackets."""
@@ -208,14 +214,15 @@ class PricedSale:
         return ",".join(parts)
 
 
-def _array(values: list[int]) -> str:
+def _array(values: tuple[int, ...]) -> str:
     return "{" + ",".join(map(str, values)) + "}"
 
 
 def _escaped(text: str) -> str:
     """*text* in COPY text: it holds no control characters, so only the backslash needs another."""
-    return text.replace("\\", "\\\\") if "\\" in text else text
+    return text.replace(BACKSLASH, BACKSLASH * 2)
 
 
 def _ship_to(request: OrderRequest) -> str:
-    return _escaped(_encode(request.ship_to).decode())
+    text = _encode(request.ship_to).decode()
+    return _escaped(text) if BACKSLASH in text else text
