@@ -109,9 +109,9 @@ class _Server:
         if self.process is not None:
             self.process.wait()
 
-    def _end_leftovers(self) -> None:
-        """End what an earlier engine left in this directory: two servers on the same files destroy them."""
-        for pid, started in tether.living_in(self.directory, self.program):
+    def _end_leftovers(self, directory: Path | None = None) -> None:
+        """End what an earlier engine left in its directory: two servers on the same files destroy them."""
+        for pid, started in tether.living_in(directory or self.directory, self.program):
             log.warning("server.leftover_ended", program=self.program, pid=pid)
             tether.end(
                 pid, started, signal.SIGQUIT if self.program == "postgres" else signal.SIGTERM, LEFTOVER_WITHIN_S
@@ -376,6 +376,7 @@ class PostgresServer(_Server):
 
     def _make(self) -> None:
         new = self.directory.with_name(self.directory.name + ".new")
+        self._end_leftovers(new)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
         password_file = new.with_name(new.name + "-password")
@@ -418,6 +419,7 @@ class PostgresServer(_Server):
                 group=gid,
                 extra_groups=None if uid is None else [],
                 umask=0o077,
+                preexec_fn=tether.tie(signal.SIGKILL),  # the thread that waits here lives as long as the child
                 timeout=READY_WITHIN_S,
                 check=False,
             )

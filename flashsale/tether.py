@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +22,21 @@ _POLL_S = 0.01
 
 # Loaded before any fork: a child of a threaded process must not touch the dynamic linker.
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def tie(death_signal: signal.Signals) -> Callable[[], None]:
+    """For subprocess's preexec_fn: the child gets death_signal when the thread that forked it ends.
+
+    fork_exec calls it after setsid and after the change of user, which would have cleared the signal. Safe in the
+    forked child of a threaded process: it calls only prctl and getppid, both loaded before.
+    """
+    parent = os.getpid()
+
+    def arm() -> None:
+        if _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0) != 0 or os.getppid() != parent:
+            os._exit(_ORPHANED)
+
+    return arm
 
 
 def spawn(
@@ -40,13 +55,6 @@ def spawn(
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("spawn from the main thread: a parent-death signal is tied to the thread that forked")
-    parent = os.getpid()
-
-    def tie() -> None:
-        # fork_exec calls this after setsid and after the change of user, which would have cleared the signal.
-        if _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0) != 0 or os.getppid() != parent:
-            os._exit(_ORPHANED)
-
     uid, gid = owner or (None, None)
     return subprocess.Popen(  # noqa: S603 - argv is ours
         list(argv),
@@ -60,7 +68,7 @@ def spawn(
         umask=0o077,
         cwd="/",
         start_new_session=True,
-        preexec_fn=tie,  # safe in a forked child: only prctl and getppid, both loaded before
+        preexec_fn=tie(death_signal),
     )
 
 
