@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, cast
 
 import asyncpg
@@ -29,7 +29,6 @@ from flashsale.sale.identity import SaleIdentity
 
 log = structlog.get_logger(__name__)
 
-LedgerConnection = "asyncpg.Connection[asyncpg.Record]"
 Progress = Callable[[int, int], None]
 
 REBUILD_LOCK = 0x666C7262  # with the partition an advisory lock's two keys: one rebuilder at a time
@@ -304,6 +303,80 @@ async def _write(
     if progress is not None:
         progress(count, count)
     return len(states), count
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What `flashsale recover` did, and whether Valkey may serve now. `reason`: why it was, or was not, rebuilt."""
+
+    ok: bool = False
+    rebuilt: bool = False
+    reason: str | None = None
+    shortcomings: list[str] = field(default_factory=list)
+    epoch: int = 0
+    orders: int = 0
+    saved: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def recover(
+    redis_url: str,
+    database_url: str,
+    *,
+    durability: str,
+    backlog_max_bytes: int = 0,
+    force: bool = False,
+    partition: int = 0,
+    progress: Progress | None = None,
+) -> Recovered:
+    """Verifies Valkey and rebuilds it where it differs; with `force` in any case. Raises one of LOST where a server is
+    away."""
+    client = server.connect(redis_url, connections=2)
+    try:
+        ledger = await connect(database_url)
+        try:
+            # Waits for a guard that is at work: what it repairs needs no second repair.
+            await ledger.execute("SELECT pg_advisory_lock($1, $2)", REBUILD_LOCK, partition)
+            return await _recover(client, ledger, durability, backlog_max_bytes, force, partition, progress)
+        finally:
+            ledger.terminate()
+    finally:
+        await client.aclose()
+
+
+async def _recover(
+    client: redis.asyncio.Redis,
+    ledger: asyncpg.Connection[asyncpg.Record],
+    durability: str,
+    backlog_max_bytes: int,
+    force: bool,
+    partition: int,
+    progress: Progress | None,
+) -> Recovered:
+    async def look() -> Verdict:
+        return await verify(
+            client, ledger, durability=durability, backlog_max_bytes=backlog_max_bytes, partition=partition
+        )
+
+    verdict = await look()
+    outcome = Recovered(reason=verdict.differs, shortcomings=verdict.shortcomings, epoch=verdict.epoch)
+    if verdict.shortcomings:
+        return outcome
+    if verdict.doubt is not None and not force:
+        outcome.reason = f"{verdict.differs}; {verdict.doubt} --force rebuilds from it all the same"
+        return outcome
+    if verdict.differs is not None or force:
+        outcome.reason = verdict.differs or "told to"
+        rebuilt = await rebuild(client, ledger, partition=partition, progress=progress)
+        outcome.rebuilt, outcome.orders, outcome.saved = True, rebuilt.orders, rebuilt.saved
+        verdict = await look()
+        outcome.epoch, outcome.shortcomings = verdict.epoch, verdict.shortcomings
+    if verdict.differs is None and not verdict.shortcomings:
+        await accept(client, ledger, verdict.run_id, partition)
+        outcome.ok = True
+    return outcome
 
 
 class Guard:

@@ -28,9 +28,9 @@ class MovementRow(NamedTuple):
     detail: str
 
 
-async def store(connection: Connection, rows: Sequence[MovementRow]) -> None:
-    """Adds rows. Raises asyncpg.DataError where PostgreSQL refuses one."""
-    await connection.copy_records_to_table("movement", records=rows, columns=list(MovementRow._fields))
+async def store(connection: Connection, rows: Sequence[MovementRow], table: str = "movement") -> None:
+    """Adds rows to `movement` or a table of its shape. Raises asyncpg.DataError where PostgreSQL refuses one."""
+    await connection.copy_records_to_table(table, records=rows, columns=list(MovementRow._fields))
 
 
 async def of_sales(connection: Connection, partition: int) -> list[MovementRow]:

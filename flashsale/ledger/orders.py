@@ -54,11 +54,12 @@ class OrderRow:
     payment: str
 
 
-async def copy(connection: Connection, lines: bytes) -> int:
-    """Stores lines of COPY text; returns how many. Raises asyncpg.DataError where PostgreSQL refuses one of them."""
+async def copy(connection: Connection, lines: bytes, table: str = "orders") -> int:
+    """Stores lines of COPY text in `orders` or a table of its shape; returns how many. Raises asyncpg.DataError where
+    PostgreSQL refuses one of them."""
     # A memoryview: asyncpg takes plain bytes for the name of a file.
     status = await connection.copy_to_table(
-        "orders",
+        table,
         source=memoryview(lines),  # type: ignore[arg-type]  # asyncpg takes any buffer, its stubs don't say so
         columns=list(COPY_COLUMNS),
         format="text",

@@ -171,8 +171,18 @@ async def _store_carefully(
     return Stored(moved, stored, len(items), len(letters))
 
 
+async def copy_carefully(
+    connection: Connection, partition: int, items: Sequence[JournalItem], table: str
+) -> list[DeadLetter]:
+    """Copies the entries' orders into `table`, of the shape of `orders`; what PostgreSQL refuses comes back. Call it in
+    a transaction."""
+    letters: list[DeadLetter] = []
+    await _copy_or_bisect(connection, partition, list(_lines(items)), letters, table)
+    return letters
+
+
 async def _copy_or_bisect(
-    connection: Connection, partition: int, lines: Sequence[_Line], letters: list[DeadLetter]
+    connection: Connection, partition: int, lines: Sequence[_Line], letters: list[DeadLetter], table: str = "orders"
 ) -> int:
     """Stores the lines that PostgreSQL takes, appends the others to `letters`; returns how many were stored."""
     if not lines:
@@ -180,7 +190,7 @@ async def _copy_or_bisect(
     try:
         async with connection.transaction():  # a savepoint
             text = b"".join(line.record[:-1] + _suffix(partition, line.ms, line.seq) for line in lines)
-            stored = await orders.copy(connection, text)
+            stored = await orders.copy(connection, text, table)
             if stored != len(lines):
                 raise asyncpg.DataError("COPY took another number of rows than there are lines")
             return stored
@@ -190,8 +200,8 @@ async def _copy_or_bisect(
             letters.append(DeadLetter(partition, line.ms, line.seq, line.number, line.record, str(fault)))
             return 0
     middle = len(lines) // 2
-    first = await _copy_or_bisect(connection, partition, lines[:middle], letters)
-    return first + await _copy_or_bisect(connection, partition, lines[middle:], letters)
+    first = await _copy_or_bisect(connection, partition, lines[:middle], letters, table)
+    return first + await _copy_or_bisect(connection, partition, lines[middle:], letters, table)
 
 
 async def _move_mark(connection: Connection, partition: Partition, items: Sequence[JournalItem]) -> Partition:

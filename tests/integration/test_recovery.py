@@ -1,0 +1,224 @@
+"""Valkey rebuilt from ledger and journal: right to the unit, old keys replay, whatever dies on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from flashsale import merchandising
+from flashsale.audit import audit
+from flashsale.embedded import ValkeyServer
+from flashsale.ledger.migrate import migrate
+from flashsale.pipeline.ledger_writer import LedgerWriter
+from flashsale.recovery import LOST, Guard
+from flashsale.reservation import commands, keys, server
+from flashsale.sale.identity import SaleIdentity
+from tests.integration.shop import FAN, FRIDGE, KETTLE, Shop
+
+WITHIN_S = 20
+
+
+@pytest.fixture
+async def shop(valkey_memory: ValkeyServer, ledger: str) -> AsyncIterator[Shop]:
+    async with Shop(valkey_memory.url, ledger) as made:
+        await made.open()
+        yield made
+
+
+async def busy(shop: Shop) -> list[tuple[str, str]]:
+    """A sale in which everything happened; (shopper, key) of accepted orders."""
+    bought = []
+    for number in range(30):
+        name, key = f"shopper-{number}", f"k{number}"
+        lines = [(FRIDGE, 1 + number % 2)] + ([(KETTLE, 3)] if number % 3 == 0 else [])
+        assert (await shop.buy(name, *lines, key=key))[0] == "A"
+        bought.append((name, key))
+    assert (await shop.buy("shopper-1", (FRIDGE, 1)))[0] == "Q"
+    await merchandising.set_stock(shop.valkey, "sale", KETTLE, to=450, expect=500)
+    await merchandising.suspend(shop.valkey, "sale", FAN)
+    await merchandising.pause(shop.valkey, "sale")
+    return bought
+
+
+async def test_deleted_data_comes_back_to_the_unit_and_old_keys_replay(shop: Shop) -> None:
+    bought = await busy(shop)
+    await shop.write()
+    before = await shop.dump()
+    await shop.valkey.flushall()
+    outcome = await shop.recover()
+    assert (outcome.ok, outcome.rebuilt, outcome.orders, outcome.epoch) == (True, True, 30, 2)
+    assert await shop.dump() == before
+    assert (await shop.buy(bought[0][0], (FRIDGE, 1), (KETTLE, 3), key=bought[0][1]))[0] == "R"
+    assert (await shop.buy("new", (FRIDGE, 1)))[0] == "P"
+    await merchandising.resume(shop.valkey, "sale")
+    assert (await shop.buy("new", (FAN, 1)))[0] == "U"
+    assert (await shop.buy("shopper-1", (FRIDGE, 1)))[0] == "Q"
+    assert (await shop.buy("new", (FRIDGE, 1)))[0] == "A"
+    await shop.write()
+    report = await audit(shop.redis_url, shop.database_url)
+    assert report.faults == []
+
+
+async def test_what_survives_in_the_journal_is_saved_first(shop: Shop) -> None:
+    await busy(shop)
+    before = await shop.dump()
+    await shop.valkey.delete(keys.partition(0))
+    outcome = await shop.recover()
+    assert outcome.saved > 30
+    assert await shop.dump() == before
+    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+
+
+async def test_released_units_are_available_again_after_a_rebuild(shop: Shop) -> None:
+    _, order = await shop.buy("ann", (FRIDGE, 2), key="k")
+    partition = await commands.read_partition(shop.valkey)
+    assert partition is not None
+    sale, _ = await shop.sale()
+    quota_field = SaleIdentity(0, sale.number, sale.key).quota_field("ann", 0)
+    await commands.release(
+        shop.valkey, epoch=partition.epoch, sale_id="sale", order_id=order, movement="m1",
+        lines=[(0, 2)], quota=[(quota_field, 2)],
+    )  # fmt: skip
+    await shop.write()
+    before = await shop.dump()
+    before["{p00}:sale:quota"] = {}
+    await shop.valkey.flushall()
+    assert (await shop.recover()).ok
+    after = await shop.dump()
+    assert {**after, "{p00}:sale:quota": {}} == before
+    assert (await shop.buy("ann", (FRIDGE, 2), key="k"))[0] == "R"
+    assert (await shop.buy("ann", (FRIDGE, 2)))[0] == "A"
+    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+
+
+async def test_an_old_front_is_fenced_by_the_epoch(shop: Shop) -> None:
+    await shop.buy("ann", (FRIDGE, 1))
+    await shop.write()
+    assert (await shop.recover(force=True)).epoch == 2
+    assert (await shop.buy("bob", (FRIDGE, 1), epoch=1))[0] == "fenced"
+
+
+async def test_a_valkey_older_than_the_ledger_is_rebuilt(own_valkey: Callable[..., ValkeyServer], ledger: str) -> None:
+    """A log that lost its end: what was answered is in the ledger, and comes back."""
+    valkey = own_valkey("cut")
+    valkey.start()
+    async with Shop(valkey.url, ledger, "fsync") as shop:
+        await shop.open()
+        for number in range(5):
+            await shop.buy(f"early-{number}", (FRIDGE, 1))
+        log = next(path for path in valkey.directory.rglob("*.incr.aof"))
+        size = log.stat().st_size
+        for number in range(5):
+            await shop.buy(f"late-{number}", (FRIDGE, 1))
+        await shop.write()
+        before = await shop.dump()
+        valkey.kill()
+        with log.open("r+b") as file:
+            file.truncate(size)
+        valkey.start()
+    async with Shop(valkey.url, ledger, "fsync") as shop:
+        assert await shop.dump() != before
+        outcome = await shop.recover()
+        assert outcome.rebuilt
+        assert "before the ledger's mark" in (outcome.reason or "")
+        assert await shop.dump() == before
+
+
+@pytest.mark.parametrize("at", [0.05, 0.2, 0.4, 0.6, 0.8, 0.95])
+async def test_a_rebuild_that_is_killed_is_done_again(shop: Shop, at: float) -> None:
+    """Cut by its connection at a share of the commands that a whole rebuild sends; the next one repairs all."""
+    await busy(shop)
+    before = await shop.dump()
+    first = await _commands_of(shop)
+    assert (await shop.recover(force=True)).ok
+    whole = await _commands_of(shop) - first
+    assert await shop.dump() == before
+
+    allowed = await _commands_of(shop) + int(whole * at)
+    recovering = asyncio.create_task(shop.recover(force=True))
+    while not recovering.done() and await _commands_of(shop) < allowed:  # noqa: ASYNC110 - Valkey counts
+        await asyncio.sleep(0)
+    recovering.cancel()
+    await asyncio.wait([recovering])
+    state = await commands.read_partition(shop.valkey)
+    outcome = await shop.recover()
+    assert outcome.ok
+    assert outcome.rebuilt or state is not None
+    assert await shop.dump() == before
+    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+
+
+async def _commands_of(shop: Shop) -> int:
+    return int((await shop.valkey.info("stats"))["total_commands_processed"])
+
+
+async def test_a_new_ledger_never_wipes_a_valkey_that_has_orders(shop: Shop, postgres: str) -> None:
+    await busy(shop)
+    before = await shop.dump()
+    await migrate(postgres)
+    async with Shop(shop.redis_url, postgres) as stranger:
+        outcome = await stranger.recover()
+        assert not outcome.ok
+        assert not outcome.rebuilt
+        assert "the ledger is older" in (outcome.reason or "")
+    assert await shop.dump() == before
+
+
+async def test_the_guard_opens_after_a_restart_and_after_a_loss(
+    own_valkey: Callable[..., ValkeyServer], ledger: str
+) -> None:
+    valkey = own_valkey("guarded")
+    valkey.start()
+    guard = Guard(valkey.url, ledger, durability="fsync")
+    writer = LedgerWriter(valkey.url, ledger)
+    running = [asyncio.create_task(guard.run()), asyncio.create_task(writer.run())]
+    try:
+        async with Shop(valkey.url, ledger, "fsync") as shop:
+            await until_verified(shop)
+            await shop.open()
+            await shop.buy("ann", (FRIDGE, 1), key="k")
+        valkey.kill()
+        valkey.start()
+        async with Shop(valkey.url, ledger, "fsync") as shop:
+            await until_verified(shop)
+            assert (await shop.buy("ann", (FRIDGE, 1), key="k"))[0] == "R"
+            await shop.write()
+            before = await shop.dump()
+            await shop.valkey.flushall()
+            await until_verified(shop)
+            assert await shop.dump() == before
+            assert (await shop.buy("bob", (FRIDGE, 1)))[0] == "A"
+            report = await audit(shop.redis_url, shop.database_url)
+            assert report.faults == []
+            assert report.counts.orders_valkey == 2
+    finally:
+        guard.stop()
+        writer.stop()
+        await asyncio.gather(*running)
+
+
+async def until_verified(shop: Shop) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while True:
+        try:
+            state = await commands.read_partition(shop.valkey)
+            if state is not None and state.run_id == await server.run_id(shop.valkey):
+                return
+        except LOST:
+            pass  # it is starting
+        assert time.monotonic() < deadline, "the guard accepts Valkey"
+        await asyncio.sleep(0.01)
+
+
+async def test_a_valkey_that_evicts_is_refused_in_one_line(shop: Shop) -> None:
+    await shop.valkey.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        outcome = await shop.recover()
+    finally:
+        await shop.valkey.config_set("maxmemory-policy", "noeviction")
+    assert not outcome.ok
+    assert len(outcome.shortcomings) == 1
+    assert "noeviction" in outcome.shortcomings[0]
