@@ -51,12 +51,7 @@ class SaleView:
     @property
     def phase(self) -> str:
         """What a shopper meets now: upcoming, open, paused or closed."""
-        state = self.state
-        if state.status == "closed" or state.now_ms >= state.closes_at_ms:
-            return "closed"
-        if state.now_ms < state.opens_at_ms:
-            return "upcoming"
-        return state.status
+        return self.state.phase
 
 
 async def create(
@@ -272,7 +267,7 @@ async def _index(valkey: redis.asyncio.Redis, sale_id: str, sku: str) -> int:
 
 
 async def _state(valkey: redis.asyncio.Redis, sale: Sale) -> SaleState:
-    state = await commands.read_sale(valkey, sale.id, PARTITION)
+    state = await commands.read_state(valkey, sale.id, PARTITION)
     if state is None:
         raise CommandRefused(f"Valkey has no sale {sale.id}: `flashsale sale create` its file again")
     return state

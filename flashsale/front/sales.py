@@ -11,7 +11,7 @@ from flashsale.errors import Refused
 from flashsale.front.answers import answer, bad_parameter, limit, money, next_path, parameter, rfc3339
 from flashsale.front.context import FrontContext, context_of
 from flashsale.reservation import commands
-from flashsale.reservation.commands import SaleState
+from flashsale.reservation.commands import SaleReading
 from flashsale.sale.catalogue import Offer, Sale
 from flashsale.sale.market import MARKETS, Market
 
@@ -20,7 +20,7 @@ class SaleNow(NamedTuple):
     """A sale at the catalogue version that was in force in the instant of `state`."""
 
     sale: Sale
-    state: SaleState
+    state: SaleReading
 
 
 async def sale_now(context: FrontContext, sale_id: str) -> SaleNow:
@@ -77,7 +77,7 @@ def _sale(now: SaleNow) -> dict[str, Any]:
     return {
         "id": sale.id,
         "name": sale.name,
-        "status": sale_status(state),
+        "status": state.phase,
         "opens_at": rfc3339(state.opens_at_ms),
         "closes_at": rfc3339(state.closes_at_ms),
         "hold_seconds": sale.hold_ms // 1000,
@@ -86,15 +86,6 @@ def _sale(now: SaleNow) -> dict[str, Any]:
         "suspended": [sale.offers[index].sku for index in sorted(state.suspended) if index < len(sale.offers)],
         "as_of": rfc3339(state.now_ms),
     }
-
-
-def sale_status(state: SaleState) -> str:
-    """upcoming | open | paused | closed, as an order sent in that instant would find it."""
-    if state.status == "closed" or state.now_ms >= state.closes_at_ms:
-        return "closed"
-    if state.now_ms < state.opens_at_ms:
-        return "upcoming"
-    return state.status
 
 
 def _market(market: Market) -> dict[str, str]:
@@ -133,7 +124,7 @@ def _asked_market(request: web.Request) -> Market | None:
     return market
 
 
-def _offer(offer: Offer, state: SaleState, market: Market | None) -> dict[str, Any]:
+def _offer(offer: Offer, state: SaleReading, market: Market | None) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "sku": offer.sku,
         "title": offer.title_in(market.locale if market else "en"),

@@ -115,7 +115,7 @@ class StockLevel(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class SaleState:
+class SaleReading:
     """A sale in one instant of Valkey's clock. `supply` and `available` by SKU index, `written` and `trimmed` in bytes
     of the journal, `version` the catalogue's in force."""
 
@@ -132,9 +132,18 @@ class SaleState:
     written: int
     trimmed: int
 
+    @property
+    def phase(self) -> str:
+        """upcoming, open, paused or closed, as an order sent in that instant would find it."""
+        if self.status == "closed" or self.now_ms >= self.closes_at_ms:
+            return "closed"
+        if self.now_ms < self.opens_at_ms:
+            return "upcoming"
+        return self.status
+
 
 @dataclass(frozen=True, slots=True)
-class JournalledState(SaleState):
+class SaleState(SaleReading):
     """`last_entry` is the newest journal id ever given out: a ledger whose mark is there has exactly this state."""
 
     last_entry: tuple[int, int]
@@ -347,17 +356,17 @@ async def trim(client: redis.asyncio.Redis, *, partition: int, epoch: int, mark:
     return int(answer[1])
 
 
-async def read_sale(client: redis.asyncio.Redis, sale_id: str, partition: int = 0) -> SaleState | None:
+async def read_sale(client: redis.asyncio.Redis, sale_id: str, partition: int = 0) -> SaleReading | None:
     """The sale in one instant, None where the partition has none of that id. For pages: it leaves the journal alone."""
     answer = await _READ_STATE.run(client, _state_keys(partition, sale_id), [])
-    return SaleState(**_state(answer)) if answer[6] else None
+    return SaleReading(**_state(answer)) if answer[6] else None
 
 
-async def read_state(client: redis.asyncio.Redis, sale_id: str, partition: int = 0) -> JournalledState | None:
+async def read_state(client: redis.asyncio.Redis, sale_id: str, partition: int = 0) -> SaleState | None:
     """The sale in one instant and the journal id that led to it, None where the partition has none of that id. For the
     audit: the id costs Valkey as much again as all the rest."""
     answer = await _READ_STATE.run(client, [*_state_keys(partition, sale_id), keys.journal(partition)], [])
-    return JournalledState(**_state(answer), last_entry=parse_entry_id(answer[5])) if answer[6] else None
+    return SaleState(**_state(answer), last_entry=parse_entry_id(answer[5])) if answer[6] else None
 
 
 def _state_keys(partition: int, sale_id: str) -> list[str]:
@@ -366,7 +375,7 @@ def _state_keys(partition: int, sale_id: str) -> list[str]:
 
 
 def _state(answer: Sequence[Any]) -> dict[str, Any]:
-    """The fields of a SaleState from the script's answer."""
+    """The fields of a SaleReading from the script's answer."""
     epoch, version, written, trimmed, now_ms, _, *sale, supply, stock = answer
     number, status, opens_at, closes_at, suspended = sale
     return {
