@@ -13,7 +13,7 @@ import jwt
 import pytest
 
 FLASHSALE = Path(sys.executable).with_name("flashsale")
-SECRET = "a secret with ünïcode, 32 bytes or more"  # noqa: S105 - the tests' own
+SECRET = "a secret with ünïcode, 32 bytes or more"
 
 
 def token(tmp_path: Path, *arguments: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
