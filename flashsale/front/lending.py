@@ -12,6 +12,8 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from flashsale.front.events import STREAMS
+
 NEVER_S = 10**9  # aiohttp's own keep-alive clock must not close a connection that is the hot path's
 
 
@@ -52,6 +54,10 @@ class Lending:
 
     async def start(self) -> None:
         await self._runner.setup()
+
+    def end_streams(self) -> None:
+        """Ends every event stream, which would keep a drain waiting for as long as it may."""
+        self._runner.app[STREAMS].stopping.set()
 
     async def stop(self) -> None:
         await self._runner.cleanup()

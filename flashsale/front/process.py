@@ -94,6 +94,7 @@ async def _serve(settings: Settings) -> None:
 
     await stop.wait()
     reasons.append("this front is stopping")
+    lending.end_streams()
     await _drain(hot, accepting, settings.drain_timeout_s)
     for task in tasks:
         task.cancel()
