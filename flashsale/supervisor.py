@@ -161,6 +161,8 @@ class Supervisor:
         signals = asyncio.Queue[int]()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup's wish
             loop.add_signal_handler(number, signals.put_nowait, number)
         serving = asyncio.create_task(self._serve(when_ready))
         asked = asyncio.create_task(signals.get())
