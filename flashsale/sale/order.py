@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from string import ascii_uppercase
 from typing import Annotated, Any
 
 import msgspec
@@ -81,7 +82,8 @@ _decode_msgpack = msgspec.msgpack.Decoder(OrderRequest).decode
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_known_tags: set[str] = set()
+_COUNTRIES = frozenset(a + b for a in ascii_uppercase for b in ascii_uppercase)
+_known_tags: set[str | None] = {None}
 _KNOWN_TAGS_MAX = 4096  # channels and lanes that passed the pattern; a stranger can't make the set grow beyond it
 
 
@@ -91,12 +93,9 @@ def from_json(body: bytes) -> OrderRequest:
         order = _decode_json(body)
     except _UNDECODABLE:
         _explain(body, _decode_any_json)
-    # An escape is the only way for U+0000 or a surrogate into a JSON string that msgspec lets through.
-    if order.channel is None and order.lane is None and order.ship_to is None and len(order.lines) == 1:
-        if b"\\u" in body:
-            _check_texts(order)
-        return order
-    _check(order, b"\\u" in body)
+    _check(order)
+    if b"\\" in body:  # an escape is the only way for U+0000 into a JSON string that msgspec lets through
+        _check_texts(order)
     return order
 
 
@@ -106,27 +105,21 @@ def from_msgpack(body: bytes) -> OrderRequest:
         order = _decode_msgpack(body)
     except _UNDECODABLE:
         _explain(body, msgspec.msgpack.decode)
-    _check(order, True)
+    _check(order)
+    _check_texts(order)
     return order
 
 
-def _check(order: OrderRequest, texts: bool) -> None:
-    """What the types do not say; `texts`: whether the strings may hold what the ledger can't store."""
-    lines = order.lines
-    channel, lane = order.channel, order.lane
+def _check(order: OrderRequest) -> None:
+    """What the types do not say."""
+    lines, ship_to = order.lines, order.ship_to
     if (
         (len(lines) > 1 and len({line.sku for line in lines}) < len(lines))
-        or (channel is not None and channel not in _known_tags)
-        or (lane is not None and lane not in _known_tags)
-        or (order.ship_to is not None and not _is_country(order.ship_to.country))
+        or order.channel not in _known_tags
+        or order.lane not in _known_tags
+        or (ship_to is not None and ship_to.country not in _COUNTRIES)
     ):
         _check_slowly(order)
-    if texts:
-        _check_texts(order)
-
-
-def _is_country(code: str) -> bool:
-    return code.isascii() and code.isalpha() and code.isupper()
 
 
 def _check_slowly(order: OrderRequest) -> None:
@@ -140,7 +133,7 @@ def _check_slowly(order: OrderRequest) -> None:
             faults[field] = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
         elif len(_known_tags) < _KNOWN_TAGS_MAX:
             _known_tags.add(tag)
-    if order.ship_to is not None and not _is_country(order.ship_to.country):
+    if order.ship_to is not None and order.ship_to.country not in _COUNTRIES:
         faults["ship_to.country"] = "an ISO 3166 country code, two capital letters"
     if faults:
         raise InvalidOrder(faults)

@@ -106,6 +106,7 @@ class Order:
         "request",
         "sale",
         "shopper",
+        "shopper_hash",
         "skus",
         "total",
     )
@@ -127,6 +128,7 @@ class Order:
     request: OrderRequest
     sale: PricedSale
     shopper: str
+    shopper_hash: bytes
     skus: tuple[int, ...]
     total: int
 
@@ -147,8 +149,10 @@ class PricedSale:
 
     def identify(self, order: Order) -> None:
         """Gives the order its digest and id, from its shopper and key."""
-        digest = order.digest = self.identity.digest(order.shopper, order.key)
-        order.id = self.identity.prefix + digest.hex()
+        identity = self.identity
+        order.shopper_hash, digest = identity.hashes(order.shopper, order.key)
+        order.digest = digest
+        order.id = identity.prefix + digest.hex()
 
     def price(self, order: Order) -> None:
         """Fills in all that the decision needs, at this version's prices. Raises UnknownMarket or UnknownSku."""
@@ -163,7 +167,7 @@ class PricedSale:
                 raise UnknownSku(line.sku)
             index, quantity, price = offer.index, line.quantity, offer.price
             order.skus, order.quantities, order.quotas, order.prices = (index,), (quantity,), (offer.quota,), (price,)
-            order.fields = (self.identity.shopper_hash(order.shopper) + offer.index_bytes,) if offer.quota else ()
+            order.fields = (order.shopper_hash + offer.index_bytes,) if offer.quota else ()
             total = price * quantity
             arrays, price_array = f"{{{index}}}\t{{{quantity}}}", f"{{{price}}}"
         else:
@@ -196,7 +200,7 @@ class PricedSale:
             if offer is None:
                 raise UnknownSku(line.sku)
             offers.append(offer)
-        shopper_hash = self.identity.shopper_hash(order.shopper)
+        shopper_hash = order.shopper_hash
         order.skus = tuple([offer.index for offer in offers])
         order.quantities = tuple([line.quantity for line in lines])
         order.quotas = tuple([offer.quota for offer in offers])
