@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from flashsale.ledger import dead_letters, movements, partitions, sales
 from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import CONNECTION_LOST, LedgerAway, connect
-from flashsale.pipeline.ledger_writer import copy_carefully, movement_rows, read_journal
+from flashsale.pipeline.ledger_writer import WRITER_LOCK, copy_carefully, movement_rows, read_journal
 from flashsale.recovery import last_entry, limited_lines
 from flashsale.reservation import commands, keys, server
 from flashsale.reservation.movements import Entry
@@ -213,7 +213,11 @@ class _Audit:
     async def _wait_for_writer(self) -> None:
         """Spares the reading of the backlog where a writer is at work."""
         deadline = time.monotonic() + WAIT_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and await self._ledger.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database AS d ON d.oid = database WHERE locktype = 'advisory'"
+            " AND granted AND classid = $1::int8::oid AND objid = $2::int8::oid AND datname = current_database())",
+            WRITER_LOCK, self._partition,
+        ):  # fmt: skip
             known = await partitions.get(self._ledger, self._partition)
             if known is None or known.mark >= self._until:
                 return

@@ -1,4 +1,4 @@
-"""The audit on real servers: silent while all is well, at rest and while selling; else it names the SKU or the order."""
+"""The audit on real servers: silent while all is well, at rest and while selling; else it names SKU or order."""
 
 from __future__ import annotations
 
