@@ -101,6 +101,11 @@ class _Server:
             except subprocess.TimeoutExpired:
                 log.warning("server.slow_stop", program=self.program, pid=self.process.pid, signal=sig.name)
         self.process.wait()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the socket's directory of a server that has ended, if it had to lie outside its own."""
+        shutil.rmtree(_short_path(self.directory), ignore_errors=True)
 
     def kill(self) -> None:
         """End the server at once, as a crash would."""
@@ -154,14 +159,18 @@ class _Server:
             time.sleep(_POLL_S)
 
 
+def _short_path(directory: Path) -> Path:
+    digest = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
+    return Path(f"/tmp/flashsale-{os.geteuid()}-{digest}")  # noqa: S108 - owner and mode are checked
+
+
 def _short_directory(directory: Path) -> Path:
     """A private directory with a short path for the socket of a server whose own path is too long.
 
     Its name follows from the long path, so that a later start finds the same one.
     Raises ServerFault if somebody else holds that name.
     """
-    digest = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
-    short = Path(f"/tmp/flashsale-{os.geteuid()}-{digest}")  # noqa: S108 - owner and mode are checked
+    short = _short_path(directory)
     short.mkdir(mode=0o700, exist_ok=True)
     status = short.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o027:
@@ -189,7 +198,7 @@ class ValkeyServer(_Server):
         if binary is not None:
             self.program = Path(os.path.realpath(binary)).name
 
-    @functools.cached_property
+    @property
     def socket_path(self) -> Path:
         """The Unix socket, short enough for the kernel."""
         path = self.directory / "valkey.sock"
@@ -325,7 +334,7 @@ class PostgresServer(_Server):
             raise ServerFault(str(fault)) from fault
         return entry.pw_uid, entry.pw_gid
 
-    @functools.cached_property
+    @property
     def socket_directory(self) -> Path:
         """Where the Unix socket lies: the data directory, if its path is short enough."""
         if len(os.fsencode(self.directory)) + len("/.s.PGSQL.5432.lock") <= SOCKET_PATH_MAX:

@@ -427,6 +427,9 @@ class Supervisor:
             await _stopped(self.valkey, VALKEY_STOP_S, signal.SIGTERM)
         if self.postgres is not None:
             await _stopped(self.postgres, POSTGRES_STOP_S, signal.SIGINT, signal.SIGQUIT)
+        for server in (self.valkey, self.postgres):
+            if server is not None:
+                server.tidy()
         (self._data_dir / runfile.NAME).unlink(missing_ok=True)
 
     def _kill_all(self) -> None:

@@ -99,6 +99,7 @@ def own_valkey(tmp_path: Path) -> Iterator[Callable[..., ValkeyServer]]:
     yield make
     for server in made:
         server.kill()
+        server.tidy()
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +175,7 @@ def own_postgres(tmp_path: Path) -> Iterator[Callable[..., PostgresServer]]:
     yield make
     for server in made:
         server.kill()
+        server.tidy()
 
 
 def free_port() -> int:
