@@ -208,11 +208,11 @@ _runs: list[Run] = []
 
 
 def current_run() -> Run:
-    """The one replay of this process, made when the test starts."""
+    """The one replay of this process, made before the shape is first asked."""
     return _runs[0]
 
 
-@events.test_start.add_listener
+@events.init.add_listener
 def prepare(environment: Environment, **_: object) -> None:
     run = Run(environment.parsed_options)
     _runs[:] = [run]
