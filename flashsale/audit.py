@@ -34,6 +34,7 @@ FAULTS_MAX = 100  # named of each kind: a broken sale breaks every order, and no
 WAIT_S = 2.0  # for the writer to reach the snapshot; what it has not by then is read from the journal
 POLL_S = 0.02
 SCAN = 2000  # fields a HSCAN: Valkey is busy for less than a millisecond
+SORT_MEMORY_MB = 64  # of PostgreSQL, a sort or join of the comparison; beyond it they use temporary files
 JOURNAL_ENTRIES = 200  # journal entries a read
 SNAPSHOTS_MAX = 20  # the writer trims while the rest of the journal is read: so often it is begun again
 CLOCK_SLACK_MS = 100  # Redis 7.0 takes the entry's time after the decision's: a script's duration at most
@@ -167,6 +168,7 @@ class _Audit:
     async def _scan(self) -> None:
         """Copies holds and quotas, as hexadecimal text, into temporary tables."""
         await self._ledger.execute(
+            f"SET work_mem = '{SORT_MEMORY_MB:d}MB';"
             'CREATE TEMP TABLE hold (sale int4, field text COLLATE "C", value text COLLATE "C");'
             'CREATE TEMP TABLE quota (sale int4, field text COLLATE "C", units int8)'
         )
@@ -459,6 +461,7 @@ class _Audit:
                 await _copy_text(self._ledger, "used", "".join(text))
                 text.clear()
         await _copy_text(self._ledger, "used", "".join(text))
+        await self._ledger.execute("ANALYZE used")
         for row in await self._ledger.fetch(
             "SELECT shopper, sku, most, quota FROM used WHERE most > quota LIMIT $1", FAULTS_MAX
         ):

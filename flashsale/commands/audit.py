@@ -25,9 +25,11 @@ def audit(
     from rich.console import Console
 
     from flashsale import audit as auditing
-    from flashsale import runfile, settings
+    from flashsale import logs, runfile, settings
 
-    redis_url, database_url = runfile.addresses(settings.load())
+    chosen = settings.load()
+    logs.set_up(chosen.log_level, part="audit")
+    redis_url, database_url = runfile.addresses(chosen)
     console = Console(stderr=True)
     with console.status("audit") if console.is_terminal else contextlib.nullcontext() as status:
         show = (lambda step: status.update(f"audit: {step}")) if status is not None else None

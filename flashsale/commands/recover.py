@@ -29,9 +29,10 @@ def recover(
     from rich.console import Console
     from rich.progress import Progress
 
-    from flashsale import recovery, runfile, settings
+    from flashsale import logs, recovery, runfile, settings
 
     chosen = settings.load()
+    logs.set_up(chosen.log_level, part="recover")
     redis_url, database_url = runfile.addresses(chosen)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
