@@ -13,6 +13,8 @@ import re
 from collections import deque
 from typing import Any, cast
 
+import structlog
+
 from flashsale import metrics
 from flashsale.errors import Refused
 from flashsale.front.framing import PLAIN_ORDER, ChunkedBody, Head, canonical, check_part, parse_head
@@ -27,6 +29,8 @@ from flashsale.settings import Settings
 WRITE_BUFFER_BYTES = 16 * 1024  # unsent answers of one connection before it is not read from any more
 RECEIVE_BUFFER_BYTES = 32 * 1024  # what the kernel holds of one connection, and so the most that one read returns
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+log = structlog.get_logger(__name__)
+
 LENT_METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 ORDERS = b"/v1/orders"
 
@@ -57,6 +61,7 @@ class HotPath:
         self.clock = asyncio.get_running_loop().time  # get_running_loop itself asks for the process id each time
         self.now = self.clock()  # the loop's clock, as of the last sweep: fine enough for time-outs
         self._refusals: dict[str, int] = {}
+        self._tells_all = settings.log_level == "debug"
 
     def connection(self) -> Connection:
         """A protocol for one accepted connection."""
@@ -88,8 +93,11 @@ class HotPath:
                 order.client = None
                 client.answered(order, answer)  # type: ignore[attr-defined]
         metrics.count_outcomes(outcome_counts(outcomes))
+        if self._tells_all:
+            log.debug("batch decided", entry_ms=entry_ms, orders=[order.id for order in orders], outcomes=outcomes)
 
     def refused(self, orders: list[Order], problem: str, detail: str) -> None:
+        log.warning("orders refused", problem=problem, detail=detail, count=len(orders), first_order=orders[0].id)
         for order in orders:
             self.deliver(order, self.answers.problem(Refused(problem, detail, id=order.id)))
         metrics.count_outcomes({problem: len(orders)})

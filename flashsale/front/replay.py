@@ -7,8 +7,9 @@ a retry across a change of the catalogue has to wait for that version; every oth
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
+
+import structlog
 
 from flashsale.errors import Refused
 from flashsale.front.catalogues import Catalogues
@@ -16,7 +17,7 @@ from flashsale.front.verdicts import Answers
 from flashsale.reservation.holds import Hold, unpack
 from flashsale.sale.priced import Order, PricedSale
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 Deliver = Callable[[Order, bytes], None]
 
@@ -47,7 +48,7 @@ class Replays:
             sale.price(order)
             answer = self._answers.replayed(order, hold)
         except Exception as error:
-            log.warning("order %s can't be shown at catalogue version %d: %s", order.id, hold.version, error)
+            log.warning("a replay can't be priced", order=order.id, version=hold.version, error=repr(error))
             answer = self._answers.problem(Refused("outcome-unknown", id=order.id))
         deliver(order, answer)
 

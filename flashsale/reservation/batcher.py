@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 import hiredis
 import msgpack  # type: ignore[import-untyped]
+import structlog
 
 from flashsale.reservation import keys
 from flashsale.reservation.link import Address, Link, connect, encode
@@ -26,7 +26,7 @@ from flashsale.reservation.scripts import Script
 from flashsale.sale.catalogue import Catalogue
 from flashsale.sale.priced import Order, PricedSale
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 RESERVE = Script("reserve")
 POLL_S = 0.1  # how often a ready link asks for epoch, version and backlog; also the pace of time-outs
@@ -209,7 +209,7 @@ class Batcher:
         try:
             command = self._encode(lane, orders)
         except Exception:  # one order never fails another: find the one that can't be encoded
-            log.exception("a batch of %d orders could not be encoded", len(orders))
+            log.exception("a batch could not be encoded", orders=len(orders))
             if len(orders) == 1:
                 self._refuse(orders, "internal", "The order could not be encoded.")
                 return
@@ -300,7 +300,7 @@ class Batcher:
             self._put_back(lane, batch)
             self._unready("Valkey's state is not the one that was verified")
         else:
-            log.error("Valkey's ACL denies %s", answer[1])
+            log.error("Valkey's ACL denies a command of reserve.lua", command=answer[1].decode())
             self._refuse_batch(batch, "overloaded", "The store refuses to write.")
 
     def _failed(self, lane: _Lane, batch: _Batch, error: str) -> None:
@@ -314,15 +314,15 @@ class Batcher:
             if self._link is not None:
                 self._link.abort()
         elif code in REFUSED_BY_VALKEY:
-            log.error("Valkey refused a batch: %s", error)
+            log.error("Valkey refused a batch", orders=len(batch.orders), error=error)
             self._refuse_batch(batch, "overloaded", "The store can't take orders now.")
         elif len(batch.orders) == 1:
-            log.error("order %s could not be decided: %s", batch.orders[0].id, error)
+            log.error("an order could not be decided", order=batch.orders[0].id, error=error)
             self._refuse_batch(batch, "internal", "The order could not be decided.")
         elif not self._ready:
             self._put_back(lane, batch)
         else:  # one order never fails another: find the one that can't be decided
-            log.error("a batch of %d orders could not be decided: %s", len(batch.orders), error)
+            log.error("a batch could not be decided", orders=len(batch.orders), error=error)
             middle = len(batch.orders) // 2
             self._send(lane, batch.orders[:middle], batch.again)
             self._send(lane, batch.orders[middle:], batch.again)
@@ -381,7 +381,7 @@ class Batcher:
                 catalogue = await self._load()
                 break
             except Exception as error:
-                log.warning("the catalogue could not be loaded: %s", error)
+                log.warning("the catalogue could not be loaded", error=repr(error))
                 await asyncio.sleep(RECONNECT_S)
         self._refreshing = None
         if catalogue.version != self._version:
@@ -403,7 +403,7 @@ class Batcher:
                 try:
                     self._sales[order.sale.id].price(order)
                 except Exception:
-                    log.exception("order %s could not be priced again", order.id)
+                    log.exception("an order could not be priced again", order=order.id)
                     queue.remove(order)
                     self._refuse([order], "internal", "The order could not be priced again.")
 
@@ -462,7 +462,7 @@ class Batcher:
             faults = [*faults, "Valkey's data is not verified against the ledger"]
         if faults:
             if faults != self._reasons:
-                log.warning("orders are not taken: %s", "; ".join(faults))
+                log.warning("orders are not taken", reasons=faults)
             self._reasons = faults
             return
         await link.ask(b"SCRIPT", b"LOAD", RESERVE.source)
