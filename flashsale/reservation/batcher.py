@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import Any, Protocol
 
 import hiredis
@@ -31,7 +32,9 @@ log = structlog.get_logger(__name__)
 RESERVE = Script("reserve")
 POLL_S = 0.1  # how often a ready link asks for epoch, version and backlog; also the pace of time-outs
 RECONNECT_S = 0.05  # pause between attempts to connect or to verify
+CHECK_S = 1.0  # how often Valkey's settings are looked at again: somebody may change them while a sale runs
 AWAY_S = 0.25  # a link gone for less is a hiccup that orders wait out; gone for longer, they are refused at once
+SILENT_S = 1.0  # a call that takes longer than any disk's bad moment: orders are refused at once until it is answered
 REFUSED_BY_VALKEY = ("OOM", "BUSY", "LOADING", "NOPERM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
 LOST_TO_VALKEY = ("READONLY", "MASTERDOWN")  # this server is no primary any more: connect again
 
@@ -70,6 +73,12 @@ class Limits:
         self.batch_max, self.batches_in_flight, self.queue_max = batch_max, batches_in_flight, queue_max
         self.linger_s, self.answer_within_s = linger_ms / 1000, answer_within_ms / 1000
         self.backlog_max_bytes = backlog_max_bytes
+
+
+_Question = tuple[float, Callable[[bool], None]]
+"""Since when (the loop's clock) somebody waits for the catalogue in force, and what to call then."""
+
+_arrived = attrgetter("arrived")
 
 
 class _Lane:
@@ -131,8 +140,9 @@ class Batcher:
         self._refreshing: asyncio.Task[None] | None = None
         self._sales: dict[str, PricedSale] = {}
         self._reasons = ["Valkey is not connected yet"]
-        self._asking: list[Callable[[], None]] = []
-        self._awaiting: list[Callable[[], None]] = []
+        self._asking: list[_Question] = []  # wait to learn which version is in force
+        self._asked: list[_Question] = []  # the same, and the question is under way
+        self._awaiting: list[_Question] = []  # wait for the catalogue of that version
         self._pending = 0
         self.backlog_bytes = 0
         self.closed: str | None = "Valkey is not connected yet."
@@ -277,7 +287,12 @@ class Batcher:
             self._pending -= len(orders) - batch.late
             sent_at, oldest = batch.sent_at, orders[0].arrived
             entry_ms = int(entry.partition(b"-")[0]) if entry else now_ms
-            self._front.decided(orders, outcomes.decode("ascii"), details, now_ms, entry_ms)
+            try:
+                self._front.decided(orders, outcomes.decode("ascii"), details, now_ms, entry_ms)
+            except Exception:  # those behind the one at fault have an outcome, which they are to ask for again
+                log.exception("a batch of %d orders could not be answered", len(orders))
+                unanswered = [order for order in orders if order.client is not None]
+                self._front.refused(unanswered, "outcome-unknown", "The answer could not be written.")
             self._front.batch_took(len(orders), max(0.0, sent_at - oldest), self._loop.time() - sent_at)
         else:
             self._not_decided(lane, batch, answer)
@@ -287,7 +302,7 @@ class Batcher:
     def _not_decided(self, lane: _Lane, batch: _Batch, answer: Any) -> None:
         """Nothing was decided by this call; whether an earlier one did, batch.again says."""
         if answer is None:  # the link is lost: this call's outcome is unknown
-            lane.returned.extend(batch.orders[batch.late :])
+            self._requeue(lane.returned, batch)
         elif isinstance(answer, hiredis.ReplyError):
             self._failed(lane, batch, str(answer))
         elif answer[0] == b"stale":
@@ -298,7 +313,7 @@ class Batcher:
                 self._refresh()
         elif answer[0] == b"fenced":
             self._put_back(lane, batch)
-            self._unready("Valkey's state is not the one that was verified")
+            self._unready(["Valkey's state is not the one that was verified"])
         else:
             log.error("Valkey's ACL denies a command of reserve.lua", command=answer[1].decode())
             self._refuse_batch(batch, "overloaded", "The store refuses to write.")
@@ -328,8 +343,13 @@ class Batcher:
             self._send(lane, batch.orders[middle:], batch.again)
 
     def _put_back(self, lane: _Lane, batch: _Batch) -> None:
-        queue = lane.returned if batch.again else lane.waiting
-        queue.extendleft(reversed(batch.orders[batch.late :]))
+        self._requeue(lane.returned if batch.again else lane.waiting, batch)
+
+    def _requeue(self, queue: deque[Order], batch: _Batch) -> None:
+        """First come, first served, whichever call comes back first: _expire looks at a queue's oldest alone."""
+        orders = sorted([*batch.orders[batch.late :], *queue], key=_arrived)
+        queue.clear()
+        queue.extend(orders)
 
     def _refuse_batch(self, batch: _Batch, problem: str, detail: str) -> None:
         if batch.again:
@@ -342,31 +362,34 @@ class Batcher:
 
     # --- the catalogue ---
 
-    def when_current(self, then: Callable[[], None]) -> None:
-        """Calls `then` once the catalogue that was in force at this call, or a newer one, is here."""
-        self._asking.append(then)
-        if len(self._asking) == 1:
-            self._ask_version()
+    def when_current(self, then: Callable[[bool], None]) -> None:
+        """Calls `then(True)` once the catalogue that was in force at this call, or a newer one, is here; `then(False)`
+        where that is not known within ANSWER_WITHIN_MS or no orders are taken any more."""
+        if self._pending + len(self._asking) + len(self._asked) + len(self._awaiting) >= self._limits.queue_max:
+            then(False)
+            return
+        self._asking.append((self._loop.time(), then))
+        self._ask_version()
 
     def _ask_version(self) -> None:
-        asking = list(self._asking)
+        """One question at a time; who comes after it was put needs another."""
+        if self._asked or not self._asking or not self._ready or self._link is None:
+            return  # _tick tries again
+        self._asked, self._asking = self._asking, []
+        self._link.call(encode([b"HGET", keys.partition(self._partition).encode(), b"version"]), self._told)
 
-        def told(answer: Any) -> None:
-            del self._asking[: len(asking)]
-            if self._asking:  # those came after the question: it is put again for them
-                self._ask_version()
-            if isinstance(answer, bytes) and int(answer) != self._version:
-                self._awaiting += asking
-                self._refresh()
-            else:  # with Valkey away nothing newer can be known
-                for then in asking:
-                    then()
-
-        command = encode([b"HGET", keys.partition(self._partition).encode(), b"version"])
-        if self._link is None:
-            told(None)
+    def _told(self, answer: Any) -> None:
+        asked, self._asked = self._asked, []
+        if not isinstance(answer, bytes):  # a lost link: another one may tell
+            self._asking = asked + self._asking
+            return
+        if int(answer) != self._version:
+            self._awaiting += asked
+            self._refresh()
         else:
-            self._link.call(command, told)
+            for _, then in asked:
+                then(True)
+        self._ask_version()
 
     def _refresh(self) -> None:
         """Loads the catalogue in force; no order is sent until it is here."""
@@ -389,8 +412,8 @@ class Batcher:
             self._sales = {sale.id: PricedSale(sale, catalogue.version, self._partition) for sale in catalogue.sales}
             self._front.adopted(self._sales)
         awaiting, self._awaiting = self._awaiting, []
-        for then in awaiting:
-            then()
+        for _, then in awaiting:
+            then(True)
         for lane in self._lanes.values():
             lane.halted = False
             self._reprice(lane)
@@ -414,6 +437,7 @@ class Batcher:
         ticking = self._loop.create_task(self._tick())
         try:
             while True:
+                began = self._loop.time()
                 try:
                     self._link = await connect(self._address, self._lost, self._limits.answer_within_s)
                 except (OSError, hiredis.HiredisError) as error:
@@ -424,27 +448,48 @@ class Batcher:
                     await self._attend(self._link)
                 self._link.abort()
                 await self._link.gone.wait()
+                if self._loop.time() - began < RECONNECT_S:  # it loads its data, say, and refuses every command
+                    await asyncio.sleep(RECONNECT_S)
         finally:
             ticking.cancel()
             if self._link is not None:
                 self._link.abort()
 
     async def _attend(self, link: Link) -> None:
-        """Verifies the link, then polls what may change; raises when the link is lost."""
-        info = await link.ask(b"INFO", b"server")
+        """Verifies the link, then polls what may change; raises when the link is lost or silent."""
+        patience_s = self._limits.answer_within_s
+        async with asyncio.timeout(patience_s):
+            info = await link.ask(b"INFO", b"server")
         run_id = next(line[7:] for line in info.split(b"\r\n") if line.startswith(b"run_id:"))
+        checked_at = 0.0
         while True:
-            if not self._ready:
-                await self._verify(link, run_id)
+            async with asyncio.timeout(patience_s):
+                if not self._ready:
+                    await self._verify(link, run_id)
+                    checked_at = self._loop.time()
+                elif self._loop.time() - checked_at > CHECK_S:
+                    await self._check_again()
+                    checked_at = self._loop.time()
             await asyncio.sleep(POLL_S if self._ready else RECONNECT_S)
-            async with asyncio.timeout(self._limits.answer_within_s):
+            async with asyncio.timeout(patience_s):
                 epoch, version, verified, written, trimmed = await self._read_partition(link)
             self.backlog_bytes = int(written or 0) - int(trimmed or 0)
             if self._ready and (epoch != self._epoch or verified != run_id):
-                self._unready("Valkey's data is not verified against the ledger")
+                self._unready(["Valkey's data is not verified against the ledger"])
             elif self._ready and int(version or -1) != self._version:
                 self._refresh()
             self._look()
+
+    async def _check_again(self) -> None:
+        """Closes the doors if somebody has changed Valkey's settings so that it might lose orders."""
+        try:
+            faults = await self._check()
+        except Exception as error:  # it could not be asked: whether it is there, the link says
+            log.warning("Valkey's settings could not be read: %s", error)
+            return
+        if faults:
+            log.warning("orders are not taken any more: %s", "; ".join(faults))
+            self._unready(faults)
 
     def _read_partition(self, link: Link) -> Awaitable[Any]:
         return link.ask(
@@ -476,15 +521,15 @@ class Batcher:
         for lane in self._lanes.values():
             self._flush(lane)
 
-    def _unready(self, reason: str) -> None:
+    def _unready(self, reasons: list[str]) -> None:
         if self._ready:
             self._ready = False
             self._away_since = self._loop.time()
-        self._reasons = [reason]
+        self._reasons = reasons
 
     def _lost(self, link: Link) -> None:
         if link is self._link:
-            self._unready("the connection to Valkey was lost")
+            self._unready(["the connection to Valkey was lost"])
 
     # --- time ---
 
@@ -493,11 +538,15 @@ class Batcher:
             await asyncio.sleep(POLL_S / 2)
             self._look()
             self._expire(self._loop.time() - self._limits.answer_within_s)
+            self._ask_version()
 
     def _look(self) -> None:
         """Sets `closed`; orders that were never sent do not wait behind a closed door."""
-        if not self._ready and self._loop.time() - self._away_since > AWAY_S:
+        now = self._loop.time()
+        if not self._ready and now - self._away_since > AWAY_S:
             self.closed = "The store is away."
+        elif any(lane.batches and now - lane.batches[0].sent_at > SILENT_S for lane in self._lanes.values()):
+            self.closed = "The store does not answer."
         elif self.backlog_bytes >= self._limits.backlog_max_bytes:
             self.closed = "The ledger is too far behind."
         elif self._version < 0:
@@ -509,9 +558,11 @@ class Batcher:
             if lane.waiting:
                 waiting, lane.waiting = list(lane.waiting), deque()
                 self._refuse(waiting, "overloaded", self.closed)
+        self._give_up(self._loop.time())
 
     def _expire(self, before: float) -> None:
         """Answers what has waited longer than ANSWER_WITHIN_MS."""
+        self._give_up(before)
         for lane in self._lanes.values():
             self._expire_queue(lane.waiting, before, "overloaded", "The order waited too long.")
             self._expire_queue(lane.returned, before, "outcome-unknown", "The store did not answer in time.")
@@ -525,6 +576,12 @@ class Batcher:
                     self._refuse(orders, "outcome-unknown", "The store did not answer in time.")
             if silent and self._link is not None:
                 self._link.abort()
+
+    def _give_up(self, before: float) -> None:
+        """Tells those who asked for the catalogue in force before then that it can't be known."""
+        for questions in (self._asking, self._asked, self._awaiting):
+            while questions and questions[0][0] <= before:
+                questions.pop(0)[1](False)
 
     def _expire_queue(self, queue: deque[Order], before: float, problem: str, detail: str) -> None:
         late = []
