@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -359,15 +360,22 @@ class Connection(asyncio.Protocol):
         try:
             hot.intake.price(order)
         except Unknown:
-            hot.batcher.when_current(lambda: self._price_again(order))
+            hot.batcher.when_current(partial(self._price_again, order))
         else:
             hot.batcher.submit(order)
 
-    def _price_again(self, order: Order) -> None:
-        """The catalogue at hand did not know the order's sale, SKU or market; now it is the one in force."""
+    def _price_again(self, order: Order, current: bool) -> None:
+        """The catalogue at hand did not know the order's sale, SKU or market; now it is the one in force, unless that
+        can't be known."""
         try:
             self._hot.intake.price(order)
-        except Unknown as refused:
+        except Unknown as unknown:
+            refused: Refused = unknown
+            if not current:
+                known = {name: value for name, value in unknown.members.items() if name == "id"}
+                refused = Refused(
+                    "overloaded", "It can't be asked whether there is such a sale, SKU or market.", **known
+                )
             self._hot.count(refused.name)
             self._hot.deliver(order, self._hot.answers.problem(refused))
         else:

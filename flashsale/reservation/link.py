@@ -60,7 +60,8 @@ def encode(arguments: list[bytes]) -> bytes:
 
 
 class Link(asyncio.Protocol):
-    """One connection; `lost` is called once when it is gone, after every waiting call was handed None."""
+    """One connection; `lost` is called once when it is gone, before every waiting call is handed None: who is told so
+    must not take the link for good and send again on it."""
 
     def __init__(self, lost: Callable[[Link], None]) -> None:
         self._lost = lost
@@ -73,21 +74,24 @@ class Link(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        reader = self._reader
+        reader, waiting = self._reader, self._waiting
         try:
             reader.feed(data)
             while (answer := reader.gets()) is not False:
-                self._waiting.popleft()(answer)
-        except (hiredis.HiredisError, IndexError):  # not RESP, or an answer to nothing: this is no Valkey
+                if not waiting:  # an answer to nothing: this is no Valkey
+                    self.abort()
+                    return
+                waiting.popleft()(answer)
+        except hiredis.ProtocolError:  # no RESP
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         waiting, self._waiting = self._waiting, deque()
-        for answered in waiting:
-            answered(None)
         self._lost(self)
         self.gone.set()
+        for answered in waiting:
+            answered(None)
 
     @property
     def waiting(self) -> int:
