@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
         try:
             while position < len(data) and not self._blocked():
                 reached = self._read_head(data, position) if self._head is None else self._read_body(data, position)
-                if reached < 0:
+                if reached <= position:  # what is there is the beginning of a head, or of a chunk's line
                     break
                 position = reached
         except Refused as refused:
@@ -295,8 +295,7 @@ class Connection(asyncio.Protocol):
         if self._chunks is not None:
             position = self._chunks.feed(data, position)
             if not self._chunks.done:
-                self._buffer = data[position:]
-                return -1 if position < len(data) else position
+                return position
             body = self._chunks.body
         else:
             body = self._body
