@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 LINES_MAX = 20
 QUANTITY_MAX = 10_000
 AMOUNT_MAX = 10**15
+FAULTS_MAX = 100  # fields of strangers' making that an answer names: a body can hold tens of thousands
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Text = Annotated[str, Meta(max_length=200)]
@@ -104,7 +105,7 @@ def from_msgpack(body: bytes) -> OrderRequest:
     try:
         order = _decode_msgpack(body)
     except _UNDECODABLE:
-        _explain(body, msgspec.msgpack.decode)
+        _explain(body, _decode_any_msgpack)
     _check(order)
     _check_texts(order)
     return order
@@ -188,6 +189,26 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
+def _decode_any_msgpack(body: bytes) -> Any:
+    """Any MessagePack document. A timestamp beyond Python's years, which msgspec can't hold, is no order's field."""
+    try:
+        return msgspec.msgpack.decode(body)
+    except ValueError as fault:
+        if isinstance(fault, _UNDECODABLE) and not isinstance(fault, msgspec.ValidationError):
+            raise
+        said, _, path = str(_refusal(body)).partition(" - at `$")
+        raise InvalidOrder({path.removeprefix(".").removesuffix("`") or "$": said}) from None
+
+
+def _refusal(body: bytes) -> Exception | None:
+    """What the typed decode has against a MessagePack body: the first fault."""
+    try:
+        _decode_msgpack(body)
+    except _UNDECODABLE as fault:
+        return fault
+    return None
+
+
 def _explain(body: bytes, decode: Callable[[bytes], Any]) -> Any:
     """Why the typed decode refused: always raises."""
     try:
@@ -207,6 +228,8 @@ def _name_faults(document: dict[Any, Any], shape: type[Struct], path: str, fault
     fields = {field.name: field for field in msgspec.structs.fields(shape)}
     for key in document:
         if key not in fields:
+            if len(faults) >= FAULTS_MAX:
+                break
             faults[f"{path}{_shown(key)}"] = "unknown field"
     for name, field in fields.items():
         where = path + name
