@@ -32,6 +32,8 @@ from flashsale.settings import Settings
 
 SWEEP_S = 0.2
 ACCEPT_BACKLOG = 4096  # connections that the kernel keeps for us while the crowd arrives
+READY_POLL_S = 0.01
+READY_FIRST_S = 1.0  # a starting front takes no connection before it takes orders, but tells its reasons after this
 LAST_WORD_S = 0.3  # at a drain, an idle connection may still bring a request that was on its way
 
 log = structlog.get_logger(__name__)
@@ -84,6 +86,7 @@ async def _serve(settings: Settings) -> None:
         check=lambda: server.shortcomings(valkey, settings.durability, settings.backlog_max_bytes),
     )
     tasks = [loop.create_task(batcher.run()), loop.create_task(_keep_time(hot))]
+    await _ready_or_late(batcher)
     listener = listen(settings)
     accepting = await loop.create_server(hot.connection, sock=listener, backlog=ACCEPT_BACKLOG)
     # What exists now lives as long as the process: the collector need not walk it again for every few thousand orders.
@@ -116,6 +119,14 @@ def listen(settings: Settings) -> socket.socket:
     listener.bind((settings.host, settings.port))
     listener.setblocking(False)
     return listener
+
+
+async def _ready_or_late(batcher: Batcher) -> None:
+    """Beside fronts that take orders, one that refuses them would get its share of the crowd: it joins when ready."""
+    for _ in range(round(READY_FIRST_S / READY_POLL_S)):
+        if not batcher.reasons():
+            return
+        await asyncio.sleep(READY_POLL_S)
 
 
 async def _keep_time(hot: HotPath) -> None:
