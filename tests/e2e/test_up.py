@@ -15,55 +15,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 import flashsale
 from flashsale import unprivileged
 from tests.conftest import FLASHSALE, Engine
+from tests.processes import pids, still_running, tree, wait_until_gone
 
-GONE_WITHIN_S = 5
 STOPPED_WITHIN_S = 20  # the contract's
 
 
 def run_file(engine: Engine) -> dict[str, object]:
     return dict(json.loads((engine.data_dir / "run.json").read_text()))
-
-
-def pids(engine: Engine) -> dict[str, int]:
-    """Every part's pid by its name."""
-    running = json.loads((engine.data_dir / "run.json").read_text())
-    return {
-        **{f"front {number}": front["pid"] for number, front in enumerate(running["front"])},
-        **{worker["name"]: worker["pid"] for worker in running["worker"]},
-        "valkey": running["valkey"]["pid"],
-        "postgres": running["postgres"]["pid"],
-    }
-
-
-def tree(engine: Engine) -> list[psutil.Process]:
-    """The supervisor's processes, PostgreSQL's children among them."""
-    assert engine.process is not None
-    return psutil.Process(engine.process.pid).children(recursive=True)
-
-
-def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that are more than a zombie that nobody has reaped yet."""
-
-    def lives(process: psutil.Process) -> bool:
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    return [process for process in processes if lives(process)]
-
-
-def wait_until_gone(processes: list[psutil.Process], within_s: float = GONE_WITHIN_S) -> None:
-    deadline = time.monotonic() + within_s
-    while left := still_running(processes):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.02)
 
 
 def curl_line(engine: Engine) -> list[str]:
