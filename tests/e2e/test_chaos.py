@@ -1,0 +1,154 @@
+"""`kill -9` of each part at random moments under load: nothing that was answered is lost, nothing happens twice.
+
+FLASHSALE_CHAOS_ROUNDS kills of each part (the full size is 20), FLASHSALE_CHAOS_SEED repeats a run's dice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Engine
+from tests.crowd import Crowd, audit, open_sale
+from tests.processes import pids, still_running, tree, wait_until_gone
+
+ROUNDS = int(os.environ.get("FLASHSALE_CHAOS_ROUNDS", "1"))
+SEED = int(os.environ.get("FLASHSALE_CHAOS_SEED", str(random.SystemRandom().randrange(10**6))))
+MOMENT_S = 1.5  # the kill falls somewhere within this, after orders flow again
+FLOWING = 50  # orders accepted after a restart before the next round
+BACK_WITHIN_S = 30
+STOPPED_WITHIN_S = 20  # the contract's
+
+pytestmark = pytest.mark.chaos
+
+PARTS = {
+    "front": ("front 0",),
+    "worker": ("worker",),
+    "valkey": ("valkey",),
+    "postgres": ("postgres",),
+    "servers": ("valkey", "postgres"),
+    "all": ("front 0", "worker", "valkey", "postgres"),
+}
+
+
+async def ready_again(engine: Engine, killed: dict[str, int]) -> None:
+    """Returns when each of these parts runs as another process and /readyz is 200."""
+    deadline = time.monotonic() + BACK_WITHIN_S
+    while any(pids(engine).get(name) in (pid, None) for name, pid in killed.items()):
+        assert time.monotonic() < deadline, f"{killed} are not back: {engine.errors.read_text()[-4000:]}"
+        await asyncio.sleep(0.02)
+    await asyncio.to_thread(engine.wait_until_ready, BACK_WITHIN_S)
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_killed_parts_come_back_and_nothing_is_lost(
+    make_engine: Callable[..., Engine], tmp_path: Path, part: str
+) -> None:
+    print(f"seed {SEED}")
+    dice = random.Random(f"{SEED} {part}")
+    engine = make_engine().start()
+    open_sale(engine, "crowd", tmp_path)
+    away_s = []
+    async with Crowd(engine, "crowd", SEED) as crowd:
+        await crowd.until_accepted(FLOWING)
+        for _ in range(ROUNDS):
+            await asyncio.sleep(dice.uniform(0, MOMENT_S))
+            killed = {name: pids(engine)[name] for name in PARTS[part]}
+            began = time.monotonic()
+            for pid in killed.values():
+                os.kill(pid, signal.SIGKILL)
+            await ready_again(engine, killed)
+            away_s.append(time.monotonic() - began)
+            await crowd.until_accepted(FLOWING)
+            await audit(engine)
+    await came_through(engine, crowd)
+    print(f"{part}: {ROUNDS} kills, ready again after {max(away_s):.1f} s at most; {dict(crowd.statuses())}")
+    stopped_clean(engine)
+
+
+async def test_a_killed_supervisor_leaves_nothing_and_the_next_up_goes_on(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    print(f"seed {SEED}")
+    dice = random.Random(f"{SEED} supervisor")
+    engine = make_engine().start()
+    open_sale(engine, "crowd", tmp_path)
+    async with Crowd(engine, "crowd", SEED) as crowd:
+        await crowd.until_accepted(FLOWING)
+        for _ in range(ROUNDS):
+            await asyncio.sleep(dice.uniform(0, MOMENT_S))
+            processes = tree(engine)
+            assert engine.process is not None
+            engine.process.kill()
+            engine.process.wait()
+            await asyncio.to_thread(wait_until_gone, processes)
+            await asyncio.to_thread(engine.start)
+            await crowd.until_accepted(FLOWING)
+            await audit(engine)
+    await came_through(engine, crowd)
+    print(f"supervisor: {ROUNDS} kills; {dict(crowd.statuses())}")
+    stopped_clean(engine)
+
+
+async def test_a_stopping_front_answers_all_that_it_took(make_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    """Nobody retries here: an order in the ledger that no shopper was told of would be one that a drain left behind."""
+    print(f"seed {SEED}")
+    dice = random.Random(f"{SEED} drain")
+    engine = make_engine(FLASHSALE_PROCESSES="2").start()
+    open_sale(engine, "crowd", tmp_path)
+    async with Crowd(engine, "crowd", SEED, retries=False) as crowd:
+        await crowd.until_accepted(FLOWING)
+        for number in range(2 * ROUNDS):
+            await asyncio.sleep(dice.uniform(0, MOMENT_S))
+            name = f"front {number % 2}"
+            stopped = {name: pids(engine)[name]}
+            os.kill(stopped[name], signal.SIGTERM)
+            await ready_again(engine, stopped)
+            await crowd.until_accepted(FLOWING)
+    await came_through(engine, crowd)
+    print(f"drains: {2 * ROUNDS}; {dict(crowd.statuses())}")
+    assert crowd.statuses().keys() <= {201, 409, 0}
+    stopped_clean(engine)
+
+
+async def test_up_stops_under_load_within_its_time_and_leaves_no_order_unanswered(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    print(f"seed {SEED}")
+    dice = random.Random(f"{SEED} stop")
+    engine = make_engine().start()
+    open_sale(engine, "crowd", tmp_path)
+    took_s = []
+    async with Crowd(engine, "crowd", SEED, retries=False) as crowd:
+        for _ in range(ROUNDS):
+            await crowd.until_accepted(FLOWING)
+            await asyncio.sleep(dice.uniform(0, MOMENT_S))
+            processes = tree(engine)
+            began = time.monotonic()
+            assert await asyncio.to_thread(engine.stop) == 0
+            took_s.append(time.monotonic() - began)
+            assert still_running(processes) == []
+            await asyncio.to_thread(engine.start)
+    await came_through(engine, crowd)
+    print(f"stops: {ROUNDS}, {max(took_s):.1f} s at most; {dict(crowd.statuses())}")
+    assert max(took_s) < STOPPED_WITHIN_S
+    stopped_clean(engine)
+
+
+async def came_through(engine: Engine, crowd: Crowd) -> None:
+    assert crowd.faults == []
+    assert await crowd.compare_with_ledger() == len(crowd.accepted) > 0
+    await audit(engine)
+
+
+def stopped_clean(engine: Engine) -> None:
+    processes = tree(engine)
+    assert engine.stop() == 0
+    assert still_running(processes) == []
