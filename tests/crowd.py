@@ -31,7 +31,7 @@ ORDERS_A_S = int(os.environ.get("FLASHSALE_CROWD_ORDERS_A_S", "300"))
 SHOPPERS = 500
 PLENTY, SCARCE = 8, 60  # SKUs that never run out; units of the one that does
 HANGS_AFTER_S = 8.0  # ANSWER_WITHIN_MS is 5 s unless a test sets it: what takes longer than this hangs
-RETRY_PAUSE_S = 0.02
+RETRY_PAUSE_S = 0.05
 CONVERGE_WITHIN_S = 60.0
 LEDGER_WITHIN_S = 60.0
 AGAIN = 0.03  # of the orders with a final answer are sent once more
@@ -150,6 +150,10 @@ class Crowd:
         """The quantile (0.99: the p99) of the seconds to an answer, over requests sent in that time."""
         took = sorted(sent.took_s for sent in self.sent if since <= sent.at < until and sent.status)
         return took[min(len(took) - 1, int(len(took) * share))] if took else float("nan")
+
+    def problems(self) -> Counter[str]:
+        """How often each problem was told; "" for what is none."""
+        return Counter(sent.problem for sent in self.sent)
 
     async def until(self, condition: Callable[[], bool], within_s: float = 30.0) -> None:
         """Returns when the condition holds."""
