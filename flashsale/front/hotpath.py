@@ -489,7 +489,10 @@ class Connection(asyncio.Protocol):
         settings = self._hot.settings
         if self._transport is None:
             return
-        if self._paused:
+        if self._transport.is_closing():  # closed, but for an answer that the client does not read
+            if now - self._since > settings.write_timeout_s:
+                self._transport.abort()
+        elif self._paused:
             if now - self._unread_since > settings.write_timeout_s:
                 self._transport.abort()
         elif self._dropping:
