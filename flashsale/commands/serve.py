@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from typing import Annotated
 
@@ -40,4 +41,11 @@ def serve(
         sys.exit(0)
     from flashsale.front.process import serve as serve_one
 
+    _allow_connections()
     serve_one(completed)
+
+
+def _allow_connections() -> None:
+    """Every connection is an open file, and shells allow few of them: as many as the machine lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
