@@ -32,7 +32,7 @@ log = structlog.get_logger("flashsale.supervisor")
 
 RESTART_FIRST_S = 0.1  # before a part that died is started again; doubles with each early death
 RESTART_MOST_S = 5.0
-STEADY_AFTER_S = 10.0  # a part that lived this long starts over at RESTART_FIRST_S
+STEADY_AFTER_S = 3.0  # a part that lived this long did not fail at its start: it starts over at RESTART_FIRST_S
 FALSE_STARTS_MAX = 3  # deaths of our own parts before the engine was ever ready: then `up` gives up
 READY_POLL_S = 0.02
 READY_ANSWERS_A_FRONT = 4  # /readyz in a row, each on a new connection: the kernel spreads them over the front ends
