@@ -66,9 +66,8 @@ class Verifier:
 
     def sign(self, signed: bytes) -> bytes:
         """The signature segment of `signed` (header and payload segments), base64url."""
-        inner = self._inner.copy()
+        inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(signed)
-        outer = self._outer.copy()
         outer.update(inner.digest())
         return b2a_base64(outer.digest(), newline=False).translate(_TO_URLSAFE, b"=")
 

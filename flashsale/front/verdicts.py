@@ -7,7 +7,7 @@ follows CONTRACT's wording of orders and problems.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +23,7 @@ MESSAGEPACK_TYPE = b"application/msgpack"
 RETRY_AFTER_MAX_S = 3600  # a sale that opens next week is worth a look before that
 STATUS_OF_HOLD = {b"h": "reserved", b"r": "cancelled"}
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LINES = {problem.status: f"{problem.status} {HTTPStatus(problem.status).phrase}" for problem in PROBLEMS.values()}
 _OUTCOMES = {
     "A": "accepted",
@@ -45,7 +46,7 @@ def outcome_counts(outcomes: str) -> dict[str, int]:
 
 def time_text(ms: int) -> str:
     """RFC 3339, UTC, milliseconds."""
-    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+    return (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds")[:23] + "Z"
 
 
 class Answers:

@@ -211,8 +211,13 @@ class PricedSale:
     def line_json(self, order: Order) -> str:
         """The `lines` of the order's answer, JSON without the brackets."""
         offers = self.markets[order.request.market].offers
+        lines = order.request.lines
+        if len(lines) == 1:
+            line = lines[0]
+            offer = offers[line.sku]
+            return f"{offer.before_quantity}{line.quantity}{offer.after_quantity}"
         parts = []
-        for line in order.request.lines:
+        for line in lines:
             offer = offers[line.sku]
             parts.append(f"{offer.before_quantity}{line.quantity}{offer.after_quantity}")
         return ",".join(parts)
