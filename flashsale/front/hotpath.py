@@ -29,6 +29,7 @@ from flashsale.settings import Settings
 
 WRITE_BUFFER_BYTES = 16 * 1024  # unsent answers of one connection before it is not read from any more
 RECEIVE_BUFFER_BYTES = 32 * 1024  # what the kernel holds of one connection, and so the most that one read returns
+SEND_BUFFER_BYTES = 32 * 1024  # what the kernel keeps of answers that a client does not read: else it is megabytes
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 log = structlog.get_logger(__name__)
 

@@ -20,7 +20,7 @@ from flashsale.front.app import make_app
 from flashsale.front.auth import Verifier
 from flashsale.front.catalogues import Catalogues
 from flashsale.front.context import FrontContext
-from flashsale.front.hotpath import RECEIVE_BUFFER_BYTES, HotPath
+from flashsale.front.hotpath import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, HotPath
 from flashsale.front.intake import Intake
 from flashsale.front.lending import Lending
 from flashsale.front.replay import Replays
@@ -116,6 +116,8 @@ def listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     # Accepted sockets inherit it: it bounds what one read returns, and so what one client can make the process keep.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    # And this, how many answers are made for a client that reads none.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     listener.bind((settings.host, settings.port))
     listener.setblocking(False)
     return listener
