@@ -22,11 +22,20 @@ from pathlib import Path
 import asyncpg
 import pytest
 import redis
+import structlog
 
 from flashsale.embedded import PostgresServer, ValkeyServer
 
 FLASHSALE = Path(sys.executable).with_name("flashsale")
 READY_WITHIN_S = 60
+
+# The default shows every local of every frame, which takes seconds for a traceback out of the hot path.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 REDIS_SERVER = shutil.which("redis-server", path="/usr/bin:/usr/local/bin")
 
 
