@@ -33,6 +33,7 @@ from flashsale.sale.identity import SaleIdentity
 FAULTS_MAX = 100  # named of each kind: a broken sale breaks every order, and nobody reads a million lines
 WAIT_S = 2.0  # for the writer to reach the snapshot; what it has not by then is read from the journal
 POLL_S = 0.02
+LEDGER_BACK_WITHIN_S = 5.0  # a PostgreSQL that was killed replays its log, and /readyz says nothing of it: orders go on
 SCAN = 2000  # fields a HSCAN: Valkey is busy for less than a millisecond
 SORT_MEMORY_MB = 64  # of PostgreSQL, a sort or join of the comparison; beyond it they use temporary files
 JOURNAL_ENTRIES = 200  # journal entries a read
@@ -95,7 +96,7 @@ async def audit(
         except (OSError, RedisError) as fault:
             report.faults.append(Fault("unreachable", f"Valkey: {fault or type(fault).__name__}"))
         try:
-            ledger = await connect(database_url)
+            ledger = await _patiently_connected(database_url)
         except LedgerAway as away:
             report.faults.append(Fault("unreachable", str(away)))
         if ledger is not None and not report.faults:
@@ -109,6 +110,18 @@ async def audit(
         if ledger is not None:
             ledger.terminate()  # takes the temporary tables with it
     return report
+
+
+async def _patiently_connected(database_url: str) -> asyncpg.Connection[asyncpg.Record]:
+    """A connection to the ledger. Raises LedgerAway if none can be had for LEDGER_BACK_WITHIN_S."""
+    deadline = time.monotonic() + LEDGER_BACK_WITHIN_S
+    while True:
+        try:
+            return await connect(database_url)
+        except LedgerAway:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(POLL_S)
 
 
 def _silent(step: str) -> None:
