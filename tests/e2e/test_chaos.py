@@ -18,12 +18,15 @@ import pytest
 from tests.conftest import Engine
 from tests.crowd import Crowd, audit, open_sale
 from tests.processes import pids, still_running, tree, wait_until_gone
+from tests.wire import Wire, answers_in, ask, get, post_order
 
 ROUNDS = int(os.environ.get("FLASHSALE_CHAOS_ROUNDS", "1"))
 SEED = int(os.environ.get("FLASHSALE_CHAOS_SEED", str(random.SystemRandom().randrange(10**6))))
 MOMENT_S = 1.5  # the kill falls somewhere within this, after orders flow again
 FLOWING = 50  # orders accepted after a restart before the next round
 BACK_WITHIN_S = 30
+PIPELINED = 8
+TOLD_WITHIN_S = 4  # half of DRAIN_TIMEOUT_S
 STOPPED_WITHIN_S = 20  # the contract's
 
 pytestmark = pytest.mark.chaos
@@ -39,12 +42,15 @@ PARTS = {
 
 
 async def ready_again(engine: Engine, killed: dict[str, int]) -> None:
-    """Returns when each of these parts runs as another process and /readyz is 200."""
+    """Returns when each of these parts runs as another process and /readyz is 200, without a warning."""
     deadline = time.monotonic() + BACK_WITHIN_S
     while any(pids(engine).get(name) in (pid, None) for name, pid in killed.items()):
         assert time.monotonic() < deadline, f"{killed} are not back: {engine.errors.read_text()[-4000:]}"
         await asyncio.sleep(0.02)
     await asyncio.to_thread(engine.wait_until_ready, BACK_WITHIN_S)
+    while (answer := (await ask(engine.port, get("/readyz")))[0]).status != 200 or answer.json()["warnings"]:
+        assert time.monotonic() < deadline, f"the ledger is not back: {engine.errors.read_text()[-4000:]}"
+        await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -115,6 +121,38 @@ async def test_a_stopping_front_answers_all_that_it_took(make_engine: Callable[.
     await came_through(engine, crowd)
     print(f"drains: {2 * ROUNDS}; {dict(crowd.statuses())}")
     assert crowd.statuses().keys() <= {201, 409, 0}
+    stopped_clean(engine)
+
+
+async def test_a_client_that_never_stops_pipelining_is_told_to_go(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    """Its connection is never idle: a drain that waited for that would end by cutting off orders that it had taken."""
+    engine = make_engine().start()
+    open_sale(engine, "crowd", tmp_path)
+    token = engine.token("shopper", "ann")
+    body = b'{"sale": "crowd", "market": "SG", "lines": [{"sku": "PLENTY-0", "quantity": 1}]}'
+    stopped = {"front 0": pids(engine)["front 0"]}
+    stopped_at = 0.0
+    with await Wire.open(engine.port) as wire:
+        sent = answered = 0
+        while not wire.ended:
+            while sent < answered + PIPELINED and await wire.send(post_order(body, token, f"key-{sent}")):
+                sent += 1
+            if answered > FLOWING and not stopped_at:
+                os.kill(stopped["front 0"], signal.SIGTERM)
+                stopped_at = time.monotonic()
+            await wire.read_some(BACK_WITHIN_S)
+            answered = wire.received.count(b"HTTP/1.1 201")
+        took_s = time.monotonic() - stopped_at
+    answers = answers_in(wire.received, ended=True)
+    assert {answer.status for answer in answers} == {201}
+    assert answers[-1].headers["connection"] == "close"
+    assert took_s < TOLD_WITHIN_S
+    print(f"told to go after {took_s:.2f} s and {len(answers)} answers, {sent - len(answers)} orders not taken")
+    await ready_again(engine, stopped)
+    report = await audit(engine)
+    assert report["counts"]["orders_valkey"] == len(answers)
     stopped_clean(engine)
 
 
