@@ -40,8 +40,8 @@ RUBBISH = st.one_of(
     st.binary(max_size=200),
     st.lists(
         st.sampled_from(
-            b"GET|POST| |/|*|HTTP/1.1|HTTP/1.0|\r\n|\n|\r|Host|:|a|Content-Length|Transfer-Encoding|chunked|Connection|close"
-            b"|Expect|100-continue|0|5|-1|+1|,|\t|\0|\xff|http://|@|#|?|%|Upgrade".split(b"|")
+            b"GET|POST| |/|*|HTTP/1.1|HTTP/1.0|\r\n|\n|\r|Host|:|a|Content-Length|Transfer-Encoding|chunked|Connection"
+            b"|close|Expect|100-continue|0|5|-1|+1|,|\t|\0|\xff|http://|@|#|?|%|Upgrade".split(b"|")
         ),
         max_size=40,
     ).map(b"".join),
