@@ -499,6 +499,9 @@ class Connection(asyncio.Protocol):
         elif self._dropping:
             if now - self._since > settings.drop_seconds:
                 self._transport.close()
+        elif self._queue and self._hot.draining and self._hot.idle_limit():
+            self._last = True  # a client that goes on sending would never be told to go; the rest is not read
+            self._pause()
         elif self._began:
             if now - self._began > settings.read_timeout_s:
                 self._transport.close()
@@ -510,6 +513,8 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         self._since = self._hot.now
+        if not self._reading and not self._dropping:
+            self._dropping = self._hot.settings.drop_max_bytes
         if self._dropping:
             if not self._reading:
                 self._reading = True
