@@ -98,7 +98,9 @@ class Settings(BaseSettings):
     body_max_bytes: int = Field(256 * KIB, ge=1 * KIB, description="request body; beyond it: 413")
     drop_max_bytes: int = Field(8 * MIB, ge=0, description="read and dropped after a 413 or 431 before closing")
     drop_seconds: float = Field(2, ge=0, description="the longest that a 413 or 431 reads and drops before closing")
-    pipeline_max: int = Field(32, ge=1, description="unanswered requests on one connection before reading pauses")
+    pipeline_max: int = Field(
+        16, ge=1, description="unanswered requests on one connection before reading pauses: a thousand fit queue_max"
+    )
     read_timeout_s: float = Field(10, gt=0, description="a request begun must be whole within this")
     idle_timeout_s: float = Field(75, gt=0, description="a connection without a request is closed after this")
     write_timeout_s: float = Field(20, gt=0, description="a client that reads nothing of its answer is cut after it")
