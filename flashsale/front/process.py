@@ -99,9 +99,7 @@ async def _serve(settings: Settings) -> None:
     reasons.append("this front is stopping")
     lending.end_streams()
     await _drain(hot, accepting, settings.drain_timeout_s)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*(server.ended(task) for task in tasks))
     await lending.stop()
     await ledger.close()
     await valkey.aclose()

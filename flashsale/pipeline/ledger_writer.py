@@ -333,9 +333,7 @@ class LedgerWriter:
         finally:
             self.writing = False
             if trimming is not None:
-                trimming.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await trimming
+                await server.ended(trimming)
             connection.terminate() if connection.is_in_transaction() else await _close(connection)
 
     async def _take_lock(self, connection: Connection) -> bool:
@@ -364,9 +362,7 @@ class LedgerWriter:
                 if stored.dead:
                     metrics.LEDGER_DEAD_LETTERS.inc(stored.dead)
         finally:
-            reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError, *VALKEY_LOST):
-                await reading
+            await server.ended(reading)
 
     async def _next(self, reading: asyncio.Task[list[JournalItem]]) -> list[JournalItem]:
         """What `reading` brings; nothing when this writer is to stop."""

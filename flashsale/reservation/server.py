@@ -6,6 +6,7 @@ has its own connection (link.py); everything else uses the client that connect()
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import redis.asyncio
@@ -26,6 +27,8 @@ ANSWER_TIMEOUT_S = 5.0
 
 POOL_CONNECTIONS = 8
 """A process's low-volume commands: reads of pages, sale commands, the guard. More wait for a free one."""
+
+CANCEL_AGAIN_S = 0.1
 
 
 def connect(
@@ -48,6 +51,19 @@ def connect(
         decode_responses=False,
     )
     return redis.asyncio.Redis.from_pool(pool)
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    """Cancels a task that uses this client and returns when it has ended, however often that takes. Raises nothing.
+
+    redis-py sends through asyncio.wait_for. In Python 3.11 that swallows a cancellation which comes as the send is done
+    (python/cpython#86296): the task goes on, and whoever awaits its end waits for ever.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.exception()  # seen: what it was doing is not wanted any more
 
 
 async def run_id(client: redis.asyncio.Redis) -> str:
