@@ -62,7 +62,9 @@ class HotPath:
         self._idle_until = 0.0  # while draining: when connections without a request are closed
         self.clock = asyncio.get_running_loop().time  # get_running_loop itself asks for the process id each time
         self.now = self.clock()  # the loop's clock, as of the last sweep: fine enough for time-outs
+        # Since the last sweep: refusals by problem, and of orders that the store did not decide how many and the first.
         self._refusals: dict[str, int] = {}
+        self._undecided: dict[tuple[str, str], tuple[int, str]] = {}
         self._tells_all = settings.log_level == "debug"
 
     def connection(self) -> Connection:
@@ -99,10 +101,10 @@ class HotPath:
             log.debug("batch decided", entry_ms=entry_ms, orders=[order.id for order in orders], outcomes=outcomes)
 
     def refused(self, orders: list[Order], problem: str, detail: str) -> None:
-        log.warning("orders refused", problem=problem, detail=detail, count=len(orders), first_order=orders[0].id)
+        count, first = self._undecided.get((problem, detail), (0, orders[0].id))
+        self._undecided[problem, detail] = count + len(orders), first
         for order in orders:
             self.deliver(order, self.answers.problem(Refused(problem, detail, id=order.id)))
-        metrics.count_outcomes({problem: len(orders)})
 
     def adopted(self, sales: dict[str, PricedSale]) -> None:
         self.intake.sales = sales
@@ -124,6 +126,10 @@ class HotPath:
         self.now = now
         for connection in list(self.connections):
             connection.check(now)
+        for (problem, detail), (count, first) in self._undecided.items():
+            self._refusals[problem] = self._refusals.get(problem, 0) + count
+            log.warning("orders refused", problem=problem, detail=detail, count=count, first_order=first)
+        self._undecided.clear()
         if self._refusals:
             refusals, self._refusals = self._refusals, {}
             metrics.count_outcomes(refusals)
