@@ -62,6 +62,8 @@ class HotPath:
         self._idle_until = 0.0  # while draining: when connections without a request are closed
         self.clock = asyncio.get_running_loop().time  # get_running_loop itself asks for the process id each time
         self.now = self.clock()  # the loop's clock, as of the last sweep: fine enough for time-outs
+        # A plain order is not longer than this in all, so neither its head nor its body is too large.
+        self.plain_max = min(settings.head_max_bytes, settings.body_max_bytes)
         # Since the last sweep: refusals by problem, and of orders that the store did not decide how many and the first.
         self._refusals: dict[str, int] = {}
         self._undecided: dict[tuple[str, str], tuple[int, str]] = {}
@@ -167,6 +169,7 @@ class Connection(asyncio.Protocol):
         "_hot",
         "_last",
         "_lent",
+        "_old",
         "_page",
         "_paused",
         "_queue",
@@ -189,6 +192,7 @@ class Connection(asyncio.Protocol):
         self._handler: asyncio.Protocol | None = None  # aiohttp's, from the first page on
         self._lent = False  # the transport is aiohttp's until its answer is written
         self._last = False  # no request is read any more; close when all is answered
+        self._old = False  # an HTTP/1.0 client: it has to be told that the connection goes on
         self._reading = True
         self._paused = False  # the client does not read its answers
         self._dropping = 0  # bytes that may still be read and dropped before the connection closes
@@ -218,7 +222,7 @@ class Connection(asyncio.Protocol):
             or self._dropping
         ):
             match = PLAIN_ORDER.match(data)
-            if match is not None and len(data) - match.end() == int(match[5]):
+            if match is not None and len(data) - match.end() == int(match[5]) and len(data) <= self._hot.plain_max:
                 self._since = self._hot.now
                 self._plain_order(match, data)
                 return
@@ -248,7 +252,9 @@ class Connection(asyncio.Protocol):
             self._buffer = data[position:] if position else data
         if self._blocked():
             self._pause()
-        elif (self._buffer or self._head is not None) and not self._began:
+        elif not self._buffer and self._head is None:
+            self._began = 0.0
+        elif not self._began:
             self._began = self._hot.now
 
     def _blocked(self) -> bool:
@@ -320,6 +326,7 @@ class Connection(asyncio.Protocol):
     def _message(self, head: Head, body: bytes) -> None:
         self._began = 0.0
         self._since = self._hot.now
+        self._old = not head.minor
         if head.close:
             self._last = True
         if head.method == b"POST" and (head.target == ORDERS or head.target.partition(b"?")[0] == ORDERS):
@@ -395,6 +402,7 @@ class Connection(asyncio.Protocol):
             self._last = True
             self._head = self._chunks = None
             self._buffer = b""
+            self._began = 0.0
             self._dropping = hot.settings.drop_max_bytes
         ready = Ready(hot.answers.problem(refused))
         self._queue.append(ready)
@@ -423,15 +431,13 @@ class Connection(asyncio.Protocol):
             parts = []
             while queue and queue[0].answer is not None:
                 parts.append(queue.popleft().answer)
-            if not queue and self._closes():
-                parts[-1] = _closing(cast(bytes, parts[-1]))
+            if not queue and (self._old or self._closes()):
+                parts[-1] = self._with_connection(cast(bytes, parts[-1]))
             self._write(b"".join(cast("list[bytes]", parts)))
             self._go_on()
             return
-        if self._last or self._hot.draining:
-            if self._closes():
-                answer = _closing(answer)
-            self._write(answer)
+        if self._last or self._old or self._hot.draining:
+            self._write(self._with_connection(answer))
             self._go_on()
             return
         self._write(answer)
@@ -451,7 +457,15 @@ class Connection(asyncio.Protocol):
 
     def _closes(self) -> bool:
         """Whether the answer that empties the queue is the connection's last."""
-        return self._page is None and (self._last or (self._hot.draining and not self._buffer))
+        if self._page is not None:
+            return False
+        return self._last or (self._hot.draining and not self._buffer and self._head is None)
+
+    def _with_connection(self, answer: bytes) -> bytes:
+        """The answer with the header that says what becomes of the connection, where that is not HTTP/1.1's default."""
+        if self._closes():
+            return answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+        return answer.replace(b"\r\n", b"\r\nConnection: keep-alive\r\n", 1) if self._old else answer
 
     def _go_on(self) -> None:
         """After an answer: lends the page that waited, reads on, or closes."""
@@ -502,7 +516,7 @@ class Connection(asyncio.Protocol):
         elif self._paused:
             if now - self._unread_since > settings.write_timeout_s:
                 self._transport.abort()
-        elif self._dropping:
+        elif self._dropping and not self._queue:
             if now - self._since > settings.drop_seconds:
                 self._transport.close()
         elif self._queue and self._hot.draining and self._hot.idle_limit():
@@ -536,10 +550,12 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _drop(self, size: int) -> None:
-        self._dropping -= size
-        if self._dropping <= 0 and self._transport is not None:
-            self._dropping = 0
-            self._transport.close()
+        self._dropping = max(0, self._dropping - size)
+        if not self._dropping and self._transport is not None:
+            if self._queue:
+                self._pause()  # what was asked before is answered first
+            else:
+                self._transport.close()
 
     def eof_received(self) -> bool:
         """The client sends no more. What it asked is answered first; an unfinished message never will be."""
@@ -560,8 +576,3 @@ class Connection(asyncio.Protocol):
         if self._handler is not None:
             self._hot.lending.returned(self._handler, exc)
             self._handler = None
-
-
-def _closing(answer: bytes) -> bytes:
-    """The answer with the header that says it is the connection's last."""
-    return answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
