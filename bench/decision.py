@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import hiredis
-import msgpack
 import redis
 
 from bench.bench import PLENTY, QUOTA, SKUS, Bench
@@ -161,18 +161,19 @@ def _commands(client: redis.Redis, sha: str, quota: int) -> Iterator[bytes]:
         keys.holds(PARTITION, SALE),
         keys.journal(PARTITION),
     ]
-    ones = [1] * BATCH
     skus = [number % len(SKUS) for number in range(BATCH)]
+    lines = struct.Struct(f">{BATCH}H").pack
+    quotas = lines(*[quota] * BATCH) if quota else b""
     for _ in range(BATCHES):
         ids = [os.urandom(12) for _ in range(BATCH)]
         heads = [b"h" + os.urandom(8) + VERSION.to_bytes(3, "big") for _ in range(BATCH)]
         fields = [os.urandom(10) + sku.to_bytes(2, "big") for sku in skus] if quota else []
         records = [_record(id_.hex().encode().rjust(30, b"0"), sku) for id_, sku in zip(ids, skus, strict=True)]
-        sizes = msgpack.packb([len(record) for record in records])
-        # the script counts orders by ids and lines by skus; no counts: each order has one line
-        parts = [ids, heads, skus, ones, [quota] * BATCH, fields, None, [], sizes]
-        blob = msgpack.packb(parts, use_bin_type=False)
-        yield _resp(b"EVALSHA", sha, len(names), *names, EPOCH, VERSION, blob, b"".join(records))
+        sizes = struct.pack(f">{BATCH}I", *map(len, records))
+        # each order has one line of one unit; no counts, none differs
+        of_lines = [b"".join(fields), lines(*skus), lines(*[1] * BATCH), quotas, b"", b""]
+        blobs = [b"".join(ids), b"".join(heads), *of_lines, sizes, b"".join(records)]
+        yield _resp(b"EVALSHA", sha, len(names), *names, EPOCH, VERSION, *blobs)
 
 
 def _resp(*words: bytes | str | int) -> bytes:

@@ -30,6 +30,7 @@ from flashsale.reservation import server
 from flashsale.reservation.batcher import Batcher, Limits
 from flashsale.settings import Settings
 
+OWN_CONNECTIONS = 2
 SWEEP_S = 0.2
 ACCEPT_BACKLOG = 4096  # connections that the kernel keeps for us while the crowd arrives
 READY_POLL_S = 0.01
@@ -54,7 +55,9 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
 
     valkey = server.connect(redis_url, connections=settings.valkey_connections)
-    catalogues = Catalogues(valkey)
+    # Orders do not wait behind pages: what the batcher asks has connections, and a catalogue, of its own.
+    own_valkey = server.connect(redis_url, connections=OWN_CONNECTIONS)
+    own_catalogues = Catalogues(own_valkey)
     verifier = Verifier(secret.get_secret_value().encode())
     ledger = Ledger(database_url, connections_max=settings.ledger_connections, timeout_s=settings.ledger_timeout_s)
     reasons: list[str] = []
@@ -62,7 +65,7 @@ async def _serve(settings: Settings) -> None:
         settings=settings,
         valkey=valkey,
         ledger=ledger,
-        catalogues=catalogues,
+        catalogues=Catalogues(valkey),
         verifier=verifier,
         ready_reasons=lambda: reasons + batcher.reasons(),
     )
@@ -70,7 +73,7 @@ async def _serve(settings: Settings) -> None:
     await lending.start()
     answers = Answers()
     intake = Intake(verifier)
-    hot = HotPath(settings, intake, answers, lending, Replays(answers, catalogues))
+    hot = HotPath(settings, intake, answers, lending, Replays(answers, own_catalogues))
     batcher = hot.batcher = Batcher(
         redis_url,
         hot,
@@ -82,8 +85,8 @@ async def _serve(settings: Settings) -> None:
             answer_within_ms=settings.answer_within_ms,
             backlog_max_bytes=settings.backlog_max_bytes,
         ),
-        load=catalogues.refresh,
-        check=lambda: server.shortcomings(valkey, settings.durability, settings.backlog_max_bytes),
+        load=own_catalogues.refresh,
+        check=lambda: server.shortcomings(own_valkey, settings.durability, settings.backlog_max_bytes),
     )
     tasks = [loop.create_task(batcher.run()), loop.create_task(_keep_time(hot))]
     await _ready_or_late(batcher)
@@ -95,7 +98,10 @@ async def _serve(settings: Settings) -> None:
     gc.set_threshold(50_000, 20, 100)
     log.info("front is listening", port=settings.port)
 
-    await stop.wait()
+    stopped = loop.create_task(stop.wait())
+    await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    if not stop.is_set():  # neither ever ends of itself: without it no order would be decided, or none time out
+        log.error("a front's clockwork has ended: it stops, to be started again")
     reasons.append("this front is stopping")
     lending.end_streams()
     await _drain(hot, accepting, settings.drain_timeout_s)
@@ -103,6 +109,9 @@ async def _serve(settings: Settings) -> None:
     await lending.stop()
     await ledger.close()
     await valkey.aclose()
+    await own_valkey.aclose()
+    if not stop.is_set():
+        raise RuntimeError("a front's clockwork has ended")
     log.info("front has drained")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -18,7 +19,6 @@ from operator import attrgetter
 from typing import Any, Protocol
 
 import hiredis
-import msgpack  # type: ignore[import-untyped]
 import structlog
 
 from flashsale.reservation import keys
@@ -96,7 +96,7 @@ class _Lane:
             keys.journal(partition),
         )
         self.keys = encode([b"EVALSHA", RESERVE.sha.encode(), b"6", *(name.encode() for name in names)])
-        self.keys = self.keys.replace(b"*9\r\n", b"*13\r\n", 1)  # four arguments follow
+        self.keys = self.keys.replace(b"*9\r\n", b"*21\r\n", 1)  # twelve arguments follow
         self.waiting: deque[Order] = deque()
         self.returned: deque[Order] = deque()
         self.batches: deque[_Batch] = deque()
@@ -130,7 +130,6 @@ class Batcher:
         self._front, self._limits, self._load, self._check = front, limits, load, check
         self._partition = partition
         self._loop = asyncio.get_running_loop()
-        self._packer = msgpack.Packer(use_bin_type=False)
         self._lanes: dict[str, _Lane] = {}
         self._link: Link | None = None
         self._ready = False  # the link is verified; scripts may run
@@ -142,7 +141,7 @@ class Batcher:
         self._reasons = ["Valkey is not connected yet"]
         self._asking: list[_Question] = []  # wait to learn which version is in force
         self._asked: list[_Question] = []  # the same, and the question is under way
-        self._awaiting: list[_Question] = []  # wait for the catalogue of that version
+        self._awaiting: list[tuple[float, int, Callable[[bool], None]]] = []  # wait for the catalogue of that version
         self._pending = 0
         self.backlog_bytes = 0
         self.closed: str | None = "Valkey is not connected yet."
@@ -201,11 +200,12 @@ class Batcher:
                 return
 
     def _take(self, queue: deque[Order]) -> list[Order]:
-        """The next batch: as many orders as have batch_max lines, at least one."""
+        """The next batch: orders of one catalogue version, as many as have batch_max lines, at least one."""
         lines = count = 0
+        version = queue[0].sale.version
         for order in islice(queue, self._limits.batch_max):
             lines += len(order.skus)
-            if lines > self._limits.batch_max and count:
+            if (lines > self._limits.batch_max and count) or order.sale.version != version:
                 break
             count += 1
         if count == len(queue):
@@ -234,45 +234,11 @@ class Batcher:
 
     def _encode(self, lane: _Lane, orders: list[Order]) -> bytes:
         """The whole EVALSHA, as `reserve.lua` documents its arguments."""
-        skus: list[int] = []
-        quantities: list[int] = []
-        quotas: list[int] = []
-        fields: list[bytes] = []
-        for order in orders:
-            skus += order.skus
-            quantities += order.quantities
-            quotas += order.quotas
-            if order.fields:
-                fields += order.fields
-        counts = None if len(skus) == len(orders) else [len(order.skus) for order in orders]
-        records = [order.record for order in orders]
-        pack = self._packer.pack
-        batch = pack(
-            (
-                [order.digest for order in orders],
-                [order.head for order in orders],
-                skus,
-                quantities,
-                quotas,
-                fields,
-                counts,
-                [number for number, order in enumerate(orders, 1) if order.differs],
-                pack([len(record) for record in records]),
-            )
-        )
         version = b"%d" % orders[0].sale.version
-        blob = b"".join(records)
-        return b"".join(
-            (
-                lane.keys,
-                b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n"
-                % (len(self._epoch), self._epoch, len(version), version, len(batch)),
-                batch,
-                b"\r\n$%d\r\n" % len(blob),
-                blob,
-                b"\r\n",
-            )
-        )
+        parts = [lane.keys]
+        for argument in (self._epoch, version, *arguments(orders)):
+            parts += b"$%d\r\n" % len(argument), argument, b"\r\n"
+        return b"".join(parts)
 
     # --- what came back ---
 
@@ -290,7 +256,7 @@ class Batcher:
             try:
                 self._front.decided(orders, outcomes.decode("ascii"), details, now_ms, entry_ms)
             except Exception:  # those behind the one at fault have an outcome, which they are to ask for again
-                log.exception("a batch of %d orders could not be answered", len(orders))
+                log.exception("a batch could not be answered", orders=len(orders))
                 unanswered = [order for order in orders if order.client is not None]
                 self._front.refused(unanswered, "outcome-unknown", "The answer could not be written.")
             self._front.batch_took(len(orders), max(0.0, sent_at - oldest), self._loop.time() - sent_at)
@@ -338,9 +304,10 @@ class Batcher:
             self._put_back(lane, batch)
         else:  # one order never fails another: find the one that can't be decided
             log.error("a batch could not be decided", orders=len(batch.orders), error=error)
-            middle = len(batch.orders) // 2
-            self._send(lane, batch.orders[:middle], batch.again)
-            self._send(lane, batch.orders[middle:], batch.again)
+            orders = batch.orders[batch.late :]
+            middle = len(orders) // 2
+            self._send(lane, orders[:middle], batch.again)
+            self._send(lane, orders[middle:], batch.again)
 
     def _put_back(self, lane: _Lane, batch: _Batch) -> None:
         self._requeue(lane.returned if batch.again else lane.waiting, batch)
@@ -384,7 +351,7 @@ class Batcher:
             self._asking = asked + self._asking
             return
         if int(answer) != self._version:
-            self._awaiting += asked
+            self._awaiting += [(since, int(answer), then) for since, then in asked]
             self._refresh()
         else:
             for _, then in asked:
@@ -393,7 +360,7 @@ class Batcher:
 
     def _refresh(self) -> None:
         """Loads the catalogue in force; no order is sent until it is here."""
-        for lane in self._lanes.values():
+        for lane in self._every_lane():
             lane.halted = True
         if self._refreshing is None:
             self._refreshing = self._loop.create_task(self._adopt())
@@ -411,13 +378,18 @@ class Batcher:
             self._version = catalogue.version
             self._sales = {sale.id: PricedSale(sale, catalogue.version, self._partition) for sale in catalogue.sales}
             self._front.adopted(self._sales)
-        awaiting, self._awaiting = self._awaiting, []
-        for _, then in awaiting:
-            then(True)
-        for lane in self._lanes.values():
+        for lane in self._every_lane():
             lane.halted = False
             self._reprice(lane)
             self._flush(lane)
+        awaiting, self._awaiting = self._awaiting, []
+        for question in awaiting:
+            if question[1] <= catalogue.version:
+                question[2](True)
+            else:  # it was told of a newer one while this one was being loaded
+                self._awaiting.append(question)
+        if self._awaiting:
+            self._refresh()
 
     def _reprice(self, lane: _Lane) -> None:
         """Prices every order that waits at the version in force; a version never takes an offer or a market away."""
@@ -467,9 +439,9 @@ class Batcher:
                 if not self._ready:
                     await self._verify(link, run_id)
                     checked_at = self._loop.time()
-                elif self._loop.time() - checked_at > CHECK_S:
-                    await self._check_again()
-                    checked_at = self._loop.time()
+            if self._ready and self._loop.time() - checked_at > CHECK_S:
+                await self._check_again()
+                checked_at = self._loop.time()
             await asyncio.sleep(POLL_S if self._ready else RECONNECT_S)
             async with asyncio.timeout(patience_s):
                 epoch, version, verified, written, trimmed = await self._read_partition(link)
@@ -483,12 +455,13 @@ class Batcher:
     async def _check_again(self) -> None:
         """Closes the doors if somebody has changed Valkey's settings so that it might lose orders."""
         try:
-            faults = await self._check()
+            async with asyncio.timeout(CHECK_S):
+                faults = await self._check()
         except Exception as error:  # it could not be asked: whether it is there, the link says
-            log.warning("Valkey's settings could not be read: %s", error)
+            log.warning("Valkey's settings could not be read", error=repr(error))
             return
         if faults:
-            log.warning("orders are not taken any more: %s", "; ".join(faults))
+            log.warning("orders are not taken any more", reasons=faults)
             self._unready(faults)
 
     def _read_partition(self, link: Link) -> Awaitable[Any]:
@@ -518,7 +491,7 @@ class Batcher:
         self._look()
         if int(version) != self._version:
             self._refresh()
-        for lane in self._lanes.values():
+        for lane in self._every_lane():
             self._flush(lane)
 
     def _unready(self, reasons: list[str]) -> None:
@@ -536,9 +509,12 @@ class Batcher:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(POLL_S / 2)
-            self._look()
-            self._expire(self._loop.time() - self._limits.answer_within_s)
-            self._ask_version()
+            try:
+                self._look()
+                self._expire(self._loop.time() - self._limits.answer_within_s)
+                self._ask_version()
+            except Exception:  # without it no order would ever time out again
+                log.exception("the batcher's clock stumbled")
 
     def _look(self) -> None:
         """Sets `closed`; orders that were never sent do not wait behind a closed door."""
@@ -554,7 +530,7 @@ class Batcher:
         else:
             self.closed = None
             return
-        for lane in self._lanes.values():
+        for lane in self._every_lane():
             if lane.waiting:
                 waiting, lane.waiting = list(lane.waiting), deque()
                 self._refuse(waiting, "overloaded", self.closed)
@@ -563,7 +539,7 @@ class Batcher:
     def _expire(self, before: float) -> None:
         """Answers what has waited longer than ANSWER_WITHIN_MS."""
         self._give_up(before)
-        for lane in self._lanes.values():
+        for lane in self._every_lane():
             self._expire_queue(lane.waiting, before, "overloaded", "The order waited too long.")
             self._expire_queue(lane.returned, before, "outcome-unknown", "The store did not answer in time.")
             silent = False
@@ -579,9 +555,15 @@ class Batcher:
 
     def _give_up(self, before: float) -> None:
         """Tells those who asked for the catalogue in force before then that it can't be known."""
-        for questions in (self._asking, self._asked, self._awaiting):
+        for questions in (self._asking, self._asked):
             while questions and questions[0][0] <= before:
                 questions.pop(0)[1](False)
+        while self._awaiting and self._awaiting[0][0] <= before:
+            self._awaiting.pop(0)[2](False)
+
+    def _every_lane(self) -> list[_Lane]:
+        """The lanes as they are now: a refused order may let the next of its connection in, of a sale without one."""
+        return list(self._lanes.values())
 
     def _expire_queue(self, queue: deque[Order], before: float, problem: str, detail: str) -> None:
         late = []
@@ -589,6 +571,35 @@ class Batcher:
             late.append(queue.popleft())
         if late:
             self._refuse(late, problem, detail)
+
+
+def arguments(orders: list[Order]) -> list[bytes]:
+    """ARGV 3 to 12 of `reserve.lua`, as its head documents them. Raises struct.error for a number out of range."""
+    skus: list[int] = []
+    quantities: list[int] = []
+    quotas: list[int] = []
+    fields: list[bytes] = []
+    for order in orders:
+        skus += order.skus
+        quantities += order.quantities
+        quotas += order.quotas
+        if order.fields:
+            fields += order.fields
+    count = len(orders)
+    pack_lines = struct.Struct(f">{len(skus)}H").pack
+    records = [order.record for order in orders]
+    return [
+        b"".join([order.digest for order in orders]),
+        b"".join([order.head for order in orders]),
+        b"".join(fields),
+        pack_lines(*skus),
+        pack_lines(*quantities),
+        pack_lines(*quotas) if any(quotas) else b"",
+        b"" if len(skus) == count else bytes([len(order.skus) for order in orders]),
+        b"".join([number.to_bytes(2) for number, order in enumerate(orders, 1) if order.differs]),
+        struct.pack(f">{count}I", *map(len, records)),
+        b"".join(records),
+    ]
 
 
 def _ignore(answer: Any) -> None:

@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Any
 
 import asyncpg
-import msgpack
 import redis.asyncio
 
 from flashsale import merchandising
@@ -15,6 +14,7 @@ from flashsale.ledger import partitions
 from flashsale.pipeline.ledger_writer import read_journal, store_entries
 from flashsale.recovery import Recovered, recover
 from flashsale.reservation import commands, keys, server
+from flashsale.reservation.batcher import arguments
 from flashsale.reservation.scripts import Script
 from flashsale.sale.catalogue import Sale
 from flashsale.sale.order import Line, OrderRequest
@@ -115,12 +115,7 @@ class Shop:
         if epoch is None:
             partition = await commands.read_partition(self.valkey)
             epoch = partition.epoch if partition is not None else 0
-        batch = (
-            [order.digest], [order.head], order.skus, order.quantities, order.quotas, order.fields,
-            [len(order.skus)], [], msgpack.packb([len(order.record)]),
-        )  # fmt: skip
-        packed = msgpack.packb(batch, use_bin_type=False)
-        answer = await RESERVE.run(client or self.valkey, names, [epoch, version, packed, order.record])
+        answer = await RESERVE.run(client or self.valkey, names, [epoch, version, *arguments([order])])
         return answer[0].decode(), order.id
 
     async def write(self) -> None:

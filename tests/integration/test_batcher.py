@@ -265,7 +265,7 @@ async def test_full_memory_refuses_whole_orders_and_writes_nothing(breakable: tu
 async def test_an_order_that_can_not_be_encoded_fails_alone(shop: Shop) -> None:
     async with open_desk(shop) as desk:
         orders = [desk.make(f"s-{number}") for number in range(20)]
-        orders[7] = desk.make("odd", (KETTLE, 2**70))  # no integer of MessagePack's
+        orders[7] = desk.make("odd", (KETTLE, 2**70))  # more than two bytes hold
         answers = await asyncio.gather(*map(desk.send, orders))
         assert [answer.outcome for answer in answers] == ["A"] * 7 + ["internal"] + ["A"] * 12
         assert desk.batcher.pending == 0

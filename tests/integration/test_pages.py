@@ -25,6 +25,7 @@ from flashsale.front.context import FrontContext
 from flashsale.ledger import orders, partitions
 from flashsale.ledger.pool import Ledger
 from flashsale.reservation import commands, keys, server
+from flashsale.reservation.batcher import arguments
 from flashsale.reservation.scripts import Script
 from flashsale.sale.order import OrderRequest, from_json
 from flashsale.sale.priced import Order, PricedSale
@@ -91,17 +92,13 @@ class House:
         priced = PricedSale(sale, catalogue.version)
         priced.identify(order)
         priced.price(order)
-        packed = [
-            *([order.digest], [order.head], order.skus, order.quantities, order.quotas, order.fields),
-            *([len(order.skus)], [], msgpack.packb([len(order.record)])),
-        ]
         partition = await commands.read_partition(self.valkey)
         assert partition is not None
         of_sale = (keys.state, keys.stock, keys.quota, keys.holds)
         answer = await RESERVE.run(
             self.valkey,
             [keys.partition(0), *(name(0, sale_id) for name in of_sale), keys.journal(0)],
-            [partition.epoch, catalogue.version, msgpack.packb(packed, use_bin_type=False), order.record],
+            [partition.epoch, catalogue.version, *arguments([order])],
         )
         assert answer[0] == b"A", answer
         return order

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -69,21 +68,23 @@ def quota_field(shopper: int, sku: int) -> bytes:
 
 
 def pack_batch(batch: list[Order]) -> list[bytes]:
-    """ARGV 3 and 4 of reserve.lua, as its head describes them."""
+    """ARGV 3 to 12 of reserve.lua, as its head describes them."""
     every = [(order, sku, quantity) for order in batch for sku, quantity in order.lines]
     counts = [len(order.lines) for order in batch]
-    packed = [
-        [order.id for order in batch],
-        [order.head for order in batch],
-        [sku for _, sku, _ in every],
-        [quantity for _, _, quantity in every],
-        [QUOTAS[sku] for _, sku, _ in every],
-        [quota_field(order.shopper, sku) for order, sku, _ in every if QUOTAS[sku]],
-        None if set(counts) == {1} else counts,
-        [place for place, order in enumerate(batch, 1) if order.differing],
-        msgpack.packb([len(order.record) for order in batch]),
+    differing = [place for place, order in enumerate(batch, 1) if order.differing]
+    quotas = [QUOTAS[sku] for _, sku, _ in every]
+    return [
+        b"".join(order.id for order in batch),
+        b"".join(order.head for order in batch),
+        b"".join(quota_field(order.shopper, sku) for order, sku, _ in every if QUOTAS[sku]),
+        b"".join(sku.to_bytes(2) for _, sku, _ in every),
+        b"".join(quantity.to_bytes(2) for _, _, quantity in every),
+        b"".join(quota.to_bytes(2) for quota in quotas) if any(quotas) else b"",
+        b"" if set(counts) == {1} else bytes(counts),
+        b"".join(place.to_bytes(2) for place in differing),
+        b"".join(len(order.record).to_bytes(4) for order in batch),
+        b"".join(order.record for order in batch),
     ]
-    return [msgpack.packb(packed, use_bin_type=False), b"".join(order.record for order in batch)]
 
 
 class Machine(RuleBasedStateMachine):
