@@ -13,7 +13,7 @@ from flashsale.embedded import ValkeyServer
 from flashsale.reservation import commands, keys, server
 from flashsale.reservation.scripts import Script
 from flashsale.sale.catalogue import Catalogue
-from tests.integration.test_reservation_model import QUOTAS, SALE, order_hex, pack_batch, used_id
+from tests.integration.test_reservation_model import QUOTAS, SALE, order_hex, pack_batch, quota_field, used_id
 from tests.model import Order
 
 EPOCH, NUMBER, FAR_MS = 3, 7, 4_000_000_000_000
@@ -208,6 +208,36 @@ async def test_a_batch_of_2000_lines_is_decided_and_2001_change_nothing(client: 
     assert answer[0] == b"A" * 2000
     assert QUOTAS[4] == 10
     assert await client.hlen(keys.holds(0, SALE)) == 2000
+
+
+# Stock 8, 10, 9; SKU 2 has a quota of 3, of which shopper 0 has taken 1. A batch fits but for one order, or just fits.
+@pytest.mark.parametrize(
+    ("batch", "outcomes", "stock", "quotas"),
+    [
+        ([order(8, (0, 1)), order(8, (0, 1))], b"AR", (7, 10, 9), (1, 0)),
+        ([order(8, (0, 1)), order(1, (0, 1))], b"AR", (7, 10, 9), (1, 0)),
+        ([order(8, (1, 6)), order(9, (1, 5))], b"AS", (8, 4, 9), (1, 0)),
+        ([order(8, (1, 6)), order(9, (1, 5)), order(10, (1, 4))], b"ASA", (8, 0, 9), (1, 0)),
+        ([order(8, (1, 6)), order(9, (1, 4), (0, 8))], b"AA", (0, 0, 9), (1, 0)),
+        ([order(8, (2, 2)), order(9, (2, 1)), order(10, (0, 1))], b"AQA", (7, 10, 7), (3, 0)),
+        ([order(8, (2, 2), shopper=1), order(9, (2, 2), shopper=1)], b"AQ", (8, 10, 7), (1, 2)),
+        ([order(8, (2, 2), shopper=1), order(9, (2, 1), (1, 1), shopper=1)], b"AA", (8, 9, 6), (1, 3)),
+        ([order(8, (2, 2), shopper=1), order(9, (0, 9), (2, 1)), order(8, (2, 2))], b"ASR", (8, 10, 7), (1, 2)),
+        ([order(8, (4, 1), (5, 1), (2, 4)), order(9, (2, 1), shopper=1)], b"QA", (8, 10, 8), (1, 1)),
+    ],
+)
+async def test_one_order_that_does_not_fit_is_refused_alone(
+    client: Any, batch: list[Order], outcomes: bytes, stock: tuple[int, ...], quotas: tuple[int, int]
+) -> None:
+    await fill(client)
+    await commands.create_sale(client, **OF_SALE, number=NUMBER, opens_at_ms=1, closes_at_ms=FAR_MS, supply=[10] * 6)
+    assert (await reserve(client, *batch))[0] == outcomes
+    state = await commands.read_sale(client, SALE)
+    assert state is not None and state.available == (*stock, 10, 10, 10)
+    taken = await client.hmget(keys.quota(0, SALE), [quota_field(0, 2), quota_field(1, 2)])
+    assert tuple(int(units or 0) for units in taken) == quotas
+    assert await client.hlen(keys.quota(0, SALE)) == sum(map(bool, quotas))
+    assert await client.hlen(keys.holds(0, SALE)) == 2 + outcomes.count(b"A")
 
 
 async def test_two_orders_crossing_at_the_last_units_have_one_winner(client: Any) -> None:
