@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,11 +30,16 @@ def audit(
 
     chosen = settings.load()
     logs.set_up(chosen.log_level, part="audit")
-    redis_url, database_url = runfile.addresses(chosen)
     console = Console(stderr=True)
-    with console.status("audit") if console.is_terminal else contextlib.nullcontext() as status:
-        show = (lambda step: status.update(f"audit: {step}")) if status is not None else None
-        report = asyncio.run(auditing.audit(redis_url, database_url, progress=show))
+    try:
+        redis_url, database_url = runfile.addresses(chosen)
+    except (runfile.NoEngine, PermissionError) as fault:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        report = auditing.AuditReport([auditing.Fault("unreachable", str(fault))], auditing.Counts(as_of=now))
+    else:
+        with console.status("audit") if console.is_terminal else contextlib.nullcontext() as status:
+            show = (lambda step: status.update(f"audit: {step}")) if status is not None else None
+            report = asyncio.run(auditing.audit(redis_url, database_url, progress=show))
     if as_json:
         json.dump(report.as_dict(), sys.stdout)
         sys.stdout.write("\n")

@@ -33,11 +33,12 @@ def recover(
 
     chosen = settings.load()
     logs.set_up(chosen.log_level, part="recover")
-    redis_url, database_url = runfile.addresses(chosen)
+    away: tuple[type[BaseException], ...] = (runfile.NoEngine, *recovery.LOST)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("orders to Valkey", total=None)
         try:
+            redis_url, database_url = runfile.addresses(chosen)
             outcome = asyncio.run(
                 recovery.recover(
                     redis_url,
@@ -48,10 +49,12 @@ def recover(
                     progress=lambda done, total: bar.update(task, completed=done, total=total),
                 )
             )
-        except recovery.LOST as fault:
+        except away as fault:
             bar.stop()
-            typer.echo(f"unreachable: {str(fault) or type(fault).__name__}", err=True)
-            raise typer.Exit(1) from None
+            outcome = recovery.Recovered(reason=f"unreachable: {str(fault) or type(fault).__name__}")
+            if not as_json:
+                typer.echo(outcome.reason, err=True)
+                raise typer.Exit(1) from None
     if as_json:
         json.dump(outcome.as_dict(), sys.stdout)
         sys.stdout.write("\n")

@@ -24,8 +24,8 @@ from flashsale.ledger import pool
 from flashsale.merchandising import CommandRefused, SaleView
 from flashsale.reservation import server
 from flashsale.reservation.commands import UNITS_MAX, SaleWindow, StockLevel
-from flashsale.sale.salefile import FILE_MAX_BYTES, SaleFile, SaleFileFaults, parse_sale_file
-from flashsale.settings import SettingsFault, load
+from flashsale.sale.salefile import FILE_MAX_BYTES, SALE_ID, SaleFile, SaleFileFaults, parse_sale_file
+from flashsale.settings import load
 
 ANSWER_TIMEOUT_S = 60.0
 """A command may wait for another that changes the catalogue, and carries over 10,000 offers a sale."""
@@ -35,6 +35,7 @@ Result = TypeVar("Result")
 app = typer.Typer(
     name="sale",
     help="Make a sale and change it while it runs.",
+    epilog="Example: flashsale sale create double11.toml",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -44,7 +45,18 @@ Sku = Annotated[str, typer.Argument(metavar="SKU", help="The SKU, as in the sale
 FilePath = Annotated[
     Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, help="The sale file (TOML).")
 ]
-As = Annotated[str | None, typer.Option("--as", metavar="ID", help="Take this id in place of the file's.")]
+
+
+def _sale_id(text: str | None) -> str | None:
+    if text is not None and not SALE_ID.fullmatch(text):
+        raise typer.BadParameter("a sale id is 1 to 40 of a-z, 0-9 and -")
+    return text
+
+
+As = Annotated[
+    str | None,
+    typer.Option("--as", metavar="ID", callback=_sale_id, help="Take this id in place of the file's."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -250,7 +262,8 @@ def _read(path: Path, as_id: str | None) -> tuple[SaleFile, str]:
 
 
 def _run(command: Callable[[], Coroutine[Any, Any, Result]], as_json: bool) -> Result:
-    """What the command answers; exits 1 with one line, or with one for each fault of a file."""
+    """What the command answers; exits 1 with one line, or with one for each fault of a file. SettingsFault is usage:
+    cli.py says it and exits 2, as for every command."""
     try:
         return asyncio.run(command())
     except SaleFileFaults as fault:
@@ -258,7 +271,7 @@ def _run(command: Callable[[], Coroutine[Any, Any, Result]], as_json: bool) -> R
             typer.echo(json.dumps({"faults": [each._asdict() for each in fault.faults]}, ensure_ascii=False))
         else:
             typer.echo(str(fault), err=True)
-    except (CommandRefused, SettingsFault, runfile.NoEngine) as fault:
+    except (CommandRefused, runfile.NoEngine) as fault:
         _print_fault(str(fault), as_json)
     except redis.exceptions.RedisError as fault:
         _print_fault(f"Valkey: {fault or type(fault).__name__}", as_json)

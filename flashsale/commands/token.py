@@ -18,6 +18,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 app = typer.Typer(
     name="token",
     help="Print bearer tokens, one a line and nothing else.",
+    epilog="Example: flashsale token shopper ada --ttl 24h",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

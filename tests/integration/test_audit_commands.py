@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from flashsale.embedded import ValkeyServer
 from flashsale.reservation import keys
 from tests.conftest import FLASHSALE
@@ -80,3 +82,26 @@ def test_audit_and_recover_as_commands(valkey_memory: ValkeyServer, ledger: str,
     assert (done.returncode, done.stdout) == (1, "")
     assert "unreachable" in done.stderr
     assert command(url, ledger, tmp_path, "audit", "--nonsense").returncode == 2
+    done = command("redis://127.0.0.1:1", ledger, tmp_path, "recover", "--json")
+    outcome = json.loads(done.stdout)
+    assert (done.returncode, outcome["ok"], outcome["reason"].split(":")[0]) == (1, False, "unreachable")
+
+
+def test_without_an_engine_json_is_still_printed(tmp_path: Path) -> None:
+    done = command("", "", tmp_path, "audit", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"]) == (1, False)
+    assert [fault["invariant"] for fault in report["faults"]] == ["unreachable"]
+    assert report["counts"]["as_of"].endswith("Z")
+    done = command("", "", tmp_path, "recover", "--json")
+    outcome = json.loads(done.stdout)
+    assert (done.returncode, outcome["ok"]) == (1, False)
+    assert outcome["reason"].startswith("unreachable: no engine has been started")
+
+
+def test_a_setting_at_fault_is_usage_for_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASHSALE_BATCH_MAX", "abc")
+    for words in (("config",), ("sale", "list"), ("audit", "--json"), ("recover", "--json"), ("token", "admin")):
+        done = command("", "", tmp_path, *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), words
+        assert "FLASHSALE_BATCH_MAX" in done.stderr

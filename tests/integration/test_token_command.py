@@ -37,6 +37,11 @@ def claims_of(text: str, secret: str = SECRET) -> dict[str, object]:
     return claims
 
 
+def test_help_has_an_example(tmp_path: Path) -> None:
+    for arguments in (("--help",), ("shopper", "--help"), ("admin", "--help")):
+        assert "Example: " in token(tmp_path, *arguments).stdout
+
+
 def test_one_token_and_nothing_else(tmp_path: Path) -> None:
     began = int(time.time())
     done = token(tmp_path, "shopper", "ada", FLASHSALE_SECRET=SECRET)
