@@ -18,6 +18,7 @@ from importlib.resources import files
 
 import redis.asyncio
 from msgspec.structs import replace
+from redis.exceptions import RedisError
 
 from flashsale.ledger import sales
 from flashsale.ledger.pool import Connection
@@ -38,7 +39,8 @@ KNOWN_SALES_NAMED = 20
 
 
 class CommandRefused(Exception):
-    """A sale command that was not carried out: one line that says why. Nothing was changed."""
+    """A sale command that was not carried out: one line that says why. Nothing was changed, unless the line says that
+    the change is stored: then only Valkey lacks it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,10 @@ async def create(
     async with _catalogue_change(ledger) as catalogue:
         row = await sales.get(ledger, file.id)
         if row is not None and canonical(_stored_file(row)) != canonical(file):
-            raise CommandRefused(f"sale {file.id} exists, made from another file; `flashsale sale update` changes it")
+            # Also the file that it was made from, if an update came since: exit 0 would say that its prices hold.
+            raise CommandRefused(
+                f"sale {file.id} exists, made or since updated from another file; `flashsale sale update` changes it"
+            )
         if row is None:
             if len(catalogue.sales) >= SALE_NUMBER_MAX:
                 raise CommandRefused(f"there are {SALE_NUMBER_MAX} sales: no number is left for another")
@@ -80,7 +85,8 @@ async def create(
             made = True
         else:
             made = False
-    await _carry_over(valkey, ledger)
+    with _stored(file.id):
+        await _carry_over(valkey, ledger)
     return made
 
 
@@ -116,7 +122,8 @@ async def update(valkey: redis.asyncio.Redis, ledger: Connection, file: SaleFile
             await sales.set_file(ledger, sale.number, text)
             await sales.insert_offers(ledger, sale.number, [offer.sku for offer in added], len(old.offers))
             await _store(ledger, catalogue.with_sale(sale))
-    await _carry_over(valkey, ledger)
+    with _stored(file.id):
+        await _carry_over(valkey, ledger)
     return changed
 
 
@@ -128,7 +135,8 @@ async def open_now(valkey: redis.asyncio.Redis, ledger: Connection, sale_id: str
         state = await _state(valkey, sale)
         if state.status != "closed" and state.now_ms < min(sale.opens_at_ms, sale.closes_at_ms):
             await _store(ledger, catalogue.with_sale(replace(sale, opens_at_ms=state.now_ms)))
-    await _carry_over(valkey, ledger)
+    with _stored(sale_id):
+        await _carry_over(valkey, ledger)
     return await _set_status(valkey, sale_id, "open")
 
 
@@ -238,6 +246,18 @@ async def _verified_epoch(valkey: redis.asyncio.Redis) -> int:
     if partition is None or partition.run_id != await server.run_id(valkey):
         raise CommandRefused("Valkey is not verified against the ledger yet: is a worker running, and the ledger up?")
     return partition.epoch
+
+
+@contextmanager
+def _stored(sale_id: str) -> Iterator[None]:
+    """Whatever keeps the ledger's word from Valkey now, as a line that says that the ledger has it."""
+    try:
+        yield
+    except (CommandRefused, RedisError) as fault:
+        said = str(fault) or type(fault).__name__
+        raise CommandRefused(
+            f"sale {sale_id} is stored; Valkey gets it at the next `sale create`, `update` or `open`: {said}"
+        ) from fault
 
 
 @contextmanager

@@ -121,6 +121,9 @@ async def test_another_file_under_the_same_id_is_refused(desk: Desk) -> None:
     with pytest.raises(CommandRefused, match="another file"):
         await desk.create(FILE.replace("899.00", "898.00"))
     assert await desk.everything() == before
+    await desk.update(FILE.replace("899.00", "898.00"))
+    with pytest.raises(CommandRefused, match="since updated from another file"):
+        await desk.create()
 
 
 async def test_a_create_that_only_reached_the_ledger_is_finished_by_the_next(desk: Desk) -> None:
@@ -141,7 +144,7 @@ async def test_an_update_that_only_reached_the_ledger_is_finished_by_any_other(d
     changed = FILE.replace("2096", "2097").replace("899.00", "799.00") + OFFER
     # The process dies here: Valkey refuses it, as it would be gone.
     await desk.valkey.hset(keys.partition(0), "run_id", "x")
-    with pytest.raises(CommandRefused):
+    with pytest.raises(CommandRefused, match="is stored; Valkey gets it at the next"):
         await desk.update(changed)
     await desk.verify()
     assert (await desk.state()).supply == (1000,)
@@ -287,6 +290,8 @@ async def test_the_command_line(desk: Desk, valkey_memory: ValkeyServer, ledger:
     for command in app.registered_commands:
         name = command.name or command.callback.__name__
         assert f"Example: flashsale sale {name}" in (await sale(name, "--help"))[1]
+    assert "Example: flashsale sale " in (await sale("--help"))[1]
+    assert (await sale("create", str(file), "--as", "NO id"))[:2] == (2, "")
 
     code, out, _ = await sale("create", str(file), "--as", "late", "--json")
     assert (code, json.loads(out)) == (0, {"sale": "late", "created": True, "offers": 2})
