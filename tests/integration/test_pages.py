@@ -13,6 +13,7 @@ import msgpack
 import orjson
 import pytest
 import redis.asyncio
+import yarl
 from aiohttp import web
 
 from flashsale import merchandising, settings
@@ -465,6 +466,8 @@ async def test_methods_other_than_reading_are_refused_or_described(house: House)
                 assert answer.headers["Allow"] == allowed
         async with house.session.options(path) as answer:
             assert (answer.status, answer.headers["Allow"]) == (204, allowed)
+    async with house.session.post(yarl.URL("/v1/%6frders", encoded=True), data=b"{}") as answer:
+        assert problem_of(answer, await answer.read())["name"] == "not-found"
     for path, _ in ROUTES:
         url = path.replace("{sale}", "night").replace("{name}", "internal").replace("{id}", "0" * 30)
         async with house.session.head(url, headers=house.token("ada") | {"Accept": "text/event-stream"}) as answer:
