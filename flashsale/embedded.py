@@ -122,7 +122,7 @@ class _Server:
                 pid, started, signal.SIGQUIT if self.program == "postgres" else signal.SIGTERM, LEFTOVER_WITHIN_S
             )
 
-    def _spawn(self, argv: list[str], env: dict[str, str] | None, owner: tuple[int, int] | None) -> None:
+    def _spawn(self, argv: list[str], env: dict[str, str], owner: tuple[int, int] | None) -> None:
         self._end_leftovers()
         mode = "wb" if self.log_path.exists() and self.log_path.stat().st_size > LOG_KEEP_BYTES else "ab"
         with self.log_path.open(mode) as output:
@@ -230,7 +230,7 @@ class ValkeyServer(_Server):
         config = self.directory / "valkey.conf"
         config.touch(mode=0o600)
         config.write_text("".join(f"{name} {_quoted(value)}\n" for name, value in self._configuration().items()))
-        self._spawn([str(binary), str(config)], env=None, owner=None)
+        self._spawn([str(binary), str(config)], env=_SERVER_ENV, owner=None)
 
     def _configuration(self) -> dict[str, str]:
         return {
@@ -422,7 +422,7 @@ class PostgresServer(_Server):
                 argv,
                 input=statement.encode(),
                 capture_output=True,
-                env=_POSTGRES_ENV,
+                env=_SERVER_ENV,
                 cwd="/",
                 user=uid,
                 group=gid,
@@ -449,7 +449,7 @@ class PostgresServer(_Server):
         argv = [f"{self._bin}/postgres", "-D", str(self.directory)]
         for name, value in self._configuration().items():
             argv += ["-c", f"{name}={value}"]
-        self._spawn(argv, env=_POSTGRES_ENV, owner=self._owner)
+        self._spawn(argv, env=_SERVER_ENV, owner=self._owner)
 
     def _configuration(self) -> dict[str, str]:
         return {
@@ -483,8 +483,8 @@ class PostgresServer(_Server):
         return len(lines) >= 8 and lines[0].strip() == str(self.pid) and lines[7].strip() == "ready"
 
 
-# Nothing of ours (least of all the secret) belongs in PostgreSQL's environment.
-_POSTGRES_ENV = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+# Nothing of ours (least of all the secret and the ledger's password) belongs in a server's environment.
+_SERVER_ENV = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 
 
 def _user_name(uid: int | None) -> str:

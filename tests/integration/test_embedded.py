@@ -17,6 +17,7 @@ import redis
 
 from flashsale import tether
 from flashsale.embedded import PostgresServer, ServerFault, ValkeyServer
+from tests.conftest import REDIS_SERVER
 
 
 def test_valkey_is_set_up_as_the_engine_demands(valkey: ValkeyServer) -> None:
@@ -29,6 +30,26 @@ def test_valkey_is_set_up_as_the_engine_demands(valkey: ValkeyServer) -> None:
     assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "always")
     assert settings["auto-aof-rewrite-percentage"] == "0"
     assert int(settings["maxmemory"]) > 0
+
+
+def test_a_server_gets_nothing_of_the_engine_s_environment(
+    own_valkey: Callable[..., ValkeyServer],
+    own_postgres: Callable[..., PostgresServer],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("FLASHSALE_SECRET", "of-the-engine")
+    # Valkey writes its title over what /proc shows of it: a program before it tells what it was given.
+    first = tmp_path / "first"
+    first.write_text(f'#!/bin/sh\nenv > {tmp_path}/given\nexec {REDIS_SERVER} "$@"\n')
+    first.chmod(0o700)
+    valkey, postgres = own_valkey(binary=first, durability="memory"), own_postgres()
+    valkey.start()
+    postgres.start()
+    for environment in (tmp_path / "given", Path(f"/proc/{postgres.pid}/environ")):
+        given = environment.read_text()
+        assert "LC_ALL=C" in given
+        assert "FLASHSALE" not in given
 
 
 def test_redis_7_starts_with_the_same_settings(redis7: ValkeyServer) -> None:
