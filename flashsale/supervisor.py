@@ -40,12 +40,16 @@ NOT_READY_REPORT_S = 10.0
 HTTP_TIMEOUT_S = 2.0
 LEFTOVER_WITHIN_S = 3.0
 
-# Together below the 20 s that stopping may take: drain_timeout_s (at most 10) + 1, then these.
-DRAIN_GRACE_S = 1.0
-WORKER_STOP_S = 2.5
-VALKEY_STOP_S = 2.5
-POSTGRES_STOP_S = 2.5
-KILLED_WITHIN_S = 1.0
+# Stopping may take 20 s. Each part's end is counted from the signal, not from the end of the part before it, so that
+# whatever hangs, these are not added up: PostgreSQL, the last, is asked in any case and has the rest of the time.
+DRAIN_GRACE_S = 1.0  # beyond drain_timeout_s, which is 10 at most: front ends are killed at 11 s at the latest
+CANCELLED_WITHIN_S = 0.5  # our own tasks; what they hang on is stopped next
+PATIENCE_S = 2.5  # with worker and Valkey, once asked
+WORKER_GONE_BY_S = 13.5
+VALKEY_GONE_BY_S = 16.0
+POSTGRES_FAST_BY_S = 17.5  # its checkpoint; then it must replay its log at the next start
+POSTGRES_GONE_BY_S = 18.5
+KILLED_WITHIN_S = 0.5  # a killed process gives its memory back
 
 
 class SupervisorFault(Exception):
@@ -417,16 +421,21 @@ class Supervisor:
 
     async def _stop(self, serving: asyncio.Task[None]) -> None:
         """Front ends (they drain), worker, Valkey, PostgreSQL: each is gone before the next is asked."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
         for keeper in self._keepers:
             keeper.cancel()
-        await asyncio.gather(*self._keepers, serving, return_exceptions=True)
-        drain_s = self.settings.drain_timeout_s + DRAIN_GRACE_S
-        await asyncio.gather(*(_stopped(front, drain_s, signal.SIGTERM) for front in self.fronts))
-        await _stopped(self.worker, WORKER_STOP_S, signal.SIGTERM)
+        ended = asyncio.gather(*self._keepers, serving, return_exceptions=True)
+        await asyncio.wait({ended}, timeout=CANCELLED_WITHIN_S)
+        drained_at = began + self.settings.drain_timeout_s + DRAIN_GRACE_S
+        await asyncio.gather(*(_stopped(front, (signal.SIGTERM, drained_at)) for front in self.fronts))
+        await _stopped(self.worker, (signal.SIGTERM, min(clock() + PATIENCE_S, began + WORKER_GONE_BY_S)))
         if self.valkey is not None:
-            await _stopped(self.valkey, VALKEY_STOP_S, signal.SIGTERM)
+            await _stopped(self.valkey, (signal.SIGTERM, min(clock() + PATIENCE_S, began + VALKEY_GONE_BY_S)))
         if self.postgres is not None:
-            await _stopped(self.postgres, POSTGRES_STOP_S, signal.SIGINT, signal.SIGQUIT)
+            fast, at_once = (signal.SIGINT, began + POSTGRES_FAST_BY_S), (signal.SIGQUIT, began + POSTGRES_GONE_BY_S)
+            await _stopped(self.postgres, fast, at_once)
+            self._end_orphans(self.postgres)
         for server in (self.valkey, self.postgres):
             if server is not None:
                 server.tidy()
@@ -445,6 +454,13 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 self.postgres.process.kill()
                 self.postgres.process.wait()
+            self._end_orphans(self.postgres)
+
+    def _end_orphans(self, postgres: PostgresServer) -> None:
+        """PostgreSQL's own processes end with it, unless they hang."""
+        for pid, started in tether.living_in(postgres.directory, postgres.program):
+            log.warning("part.killed", name="postgres", pid=pid)
+            tether.send(pid, started, signal.SIGKILL)
 
 
 class FrontEnds:
@@ -465,8 +481,8 @@ class FrontEnds:
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
-        drain_s = self._settings.drain_timeout_s + DRAIN_GRACE_S
-        await asyncio.gather(*(_stopped(front, drain_s, signal.SIGTERM) for front in self._fronts))
+        drained_at = asyncio.get_running_loop().time() + self._settings.drain_timeout_s + DRAIN_GRACE_S
+        await asyncio.gather(*(_stopped(front, (signal.SIGTERM, drained_at)) for front in self._fronts))
 
     async def _keep_running(self, front: OwnPart) -> None:
         backoff = Backoff()
@@ -512,18 +528,19 @@ async def _exited(part: _Process) -> None:
     process.wait()
 
 
-async def _stopped(part: _Process, within_s: float, *signals: signal.Signals) -> None:
-    """Ask the part to end by each signal in turn, at last by SIGKILL; return when it is gone."""
-    for sig in (*signals, signal.SIGKILL):
+async def _stopped(part: _Process, *asked: tuple[signal.Signals, float]) -> None:
+    """Ask the part to end by each signal in turn, waiting until its time of the loop's clock, at last by SIGKILL."""
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    for sig, until in (*asked, (signal.SIGKILL, None)):
         if part.process is None or part.process.poll() is not None:
             return
-        if sig is signal.SIGKILL:
-            log.warning("part.killed", name=_name(part), pid=part.process.pid, after_s=within_s)
+        if until is None:
+            log.warning("part.killed", name=_name(part), pid=part.process.pid, after_s=round(clock() - began, 1))
         part.process.send_signal(sig)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout_at(clock() + KILLED_WITHIN_S if until is None else until):
                 await _exited(part)
-        within_s = KILLED_WITHIN_S
 
 
 def _embedded_durability(settings: Settings) -> Literal["memory", "fsync"]:

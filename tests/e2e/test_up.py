@@ -131,6 +131,20 @@ def test_a_second_engine_is_refused_in_one_line(engine: Engine, make_engine: Cal
 
 
 @pytest.mark.slow
+def test_a_stop_ends_within_its_time_though_every_part_hangs(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(FLASHSALE_DRAIN_TIMEOUT_S="10").start()
+    processes = tree(engine)
+    assert engine.process is not None
+    for process in processes:
+        if process.pid != engine.process.pid:
+            process.suspend()
+    began = time.monotonic()
+    assert engine.stop() == 0
+    assert time.monotonic() - began < STOPPED_WITHIN_S
+    assert still_running(processes) == []
+
+
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine().start()
     processes = tree(engine)
