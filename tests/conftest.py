@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -37,6 +38,16 @@ structlog.configure(
     ]
 )
 REDIS_SERVER = shutil.which("redis-server", path="/usr/bin:/usr/local/bin")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary files of a session's own, removed at its end. In /tmp/pytest-of-USER, which every session shares, the
+    next one's start takes away the ACL entries by which PostgreSQL's account reaches the data of this one."""
+    if config.option.basetemp is None:
+        own = Path(tempfile.mkdtemp(prefix="flashsale-tests-"))
+        config.option.basetemp = str(own / "t")
+        config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
 
 
 def _emptied(server: ValkeyServer) -> ValkeyServer:
