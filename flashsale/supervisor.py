@@ -41,14 +41,14 @@ HTTP_TIMEOUT_S = 2.0
 LEFTOVER_WITHIN_S = 3.0
 
 # Stopping may take 20 s. Each part's end is counted from the signal, not from the end of the part before it, so that
-# whatever hangs, these are not added up: PostgreSQL, the last, is asked in any case and has the rest of the time.
+# whatever hangs, they are not added up: PostgreSQL, the last, is asked in any case. 2 s are a busy machine's.
 DRAIN_GRACE_S = 1.0  # beyond drain_timeout_s, which is 10 at most: front ends are killed at 11 s at the latest
 CANCELLED_WITHIN_S = 0.5  # our own tasks; what they hang on is stopped next
 PATIENCE_S = 2.5  # with worker and Valkey, once asked
-WORKER_GONE_BY_S = 13.5
-VALKEY_GONE_BY_S = 16.0
-POSTGRES_FAST_BY_S = 17.5  # its checkpoint; then it must replay its log at the next start
-POSTGRES_GONE_BY_S = 18.5
+WORKER_GONE_BY_S = 13.0
+VALKEY_GONE_BY_S = 15.0
+POSTGRES_FAST_BY_S = 16.5  # its checkpoint; then it must replay its log at the next start
+POSTGRES_GONE_BY_S = 17.5
 KILLED_WITHIN_S = 0.5  # a killed process gives its memory back
 
 
