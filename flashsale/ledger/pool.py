@@ -51,6 +51,7 @@ class Ledger:
         try:
             yield connection
         except CONNECTION_LOST as fault:
+            connection.terminate()  # else the pool asks a server that may be frozen to clean up: the wait twice over
             raise LedgerAway(_reason(fault)) from fault
         finally:
             await pool.release(connection)
