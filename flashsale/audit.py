@@ -458,13 +458,14 @@ class _Audit:
         identity = SaleIdentity(self._partition, sale.number, sale.key)
         text: list[str] = []
         async for shopper, sku, least, most, quota in self._ledger.cursor(
-            "SELECT shopper, line.sku, coalesce(sum(line.units) FILTER"
+            "SELECT shopper, line.sku, coalesce(sum(line.units) FILTER"  # noqa: S608
             "  (WHERE (o.journal_ms, o.journal_seq) <= ($5::int8, $6::int8)), 0)::int8,"
             " sum(line.units)::int8, max(quota)"
             " FROM seen AS o CROSS JOIN unnest(skus, quantities) AS line (sku, units)"
             " JOIN unnest($2::int4[], $3::int2[], $4::int8[]) AS q (version, sku, quota)"
             "  ON q.version = catalogue_version AND q.sku = line.sku"
-            " LEFT JOIN (SELECT DISTINCT order_id FROM moved WHERE kind = 'release') AS r ON r.order_id = o.id"
+            f" LEFT JOIN (SELECT DISTINCT order_id FROM moved WHERE kind = 'release' AND {movements.QUOTA_BACK}) AS r"
+            " ON r.order_id = o.id"
             " WHERE o.sale = $1 AND r.order_id IS NULL GROUP BY shopper, line.sku",
             sale.number, *columns, *self._since, prefetch=5000,
         ):  # fmt: skip

@@ -163,7 +163,12 @@ class Model:
             sale.quota_used[shopper_sku] = max(0, sale.quota_used.get(shopper_sku, 0) - units)
         sale.holds[used_id] = (RELEASED, head, entry)
         self._move(
-            kind="release", sale=sale.number, movement=movement, order=order_hex, lines=[list(line) for line in lines]
+            kind="release",
+            sale=sale.number,
+            movement=movement,
+            order=order_hex,
+            lines=[list(line) for line in lines],
+            quota_back=bool(quota_back),
         )
         return True
 

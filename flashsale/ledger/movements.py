@@ -3,7 +3,7 @@
 kind     sku        units            order_id  detail
 create   SKU        units added      -         {}; and one row without SKU: {"opens_at", "closes_at"} (ms)
 adjust   SKU        change, signed   -         {"supply": after it}
-release  SKU        units back       order     {"movement": what caused it}
+release  SKU        units back       order     {"movement": what caused it, "quota_back": does quota go back too}
 status   -          -                -         {"status", "opens_at", "closes_at"}
 suspend, unsuspend  SKU, no units; version {"version"}; epoch {"epoch"}
 """
@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flashsale.ledger.pool import Connection
+
+QUOTA_BACK = "coalesce((detail ->> 'quota_back')::bool, true)"
+"""SQL: whether a release gave the shopper's quota back; those journalled before it was said all did."""
 
 
 class MovementRow(NamedTuple):

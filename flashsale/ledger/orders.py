@@ -6,6 +6,7 @@ What a line of COPY text holds is made by the domain (`sale/priced.py`) and the 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from flashsale.ledger.movements import QUOTA_BACK
 from flashsale.ledger.pool import Connection
 from flashsale.sale.lifecycle import UNITS, Units
 from flashsale.sale.priced import RECORD_COLUMNS
@@ -21,8 +22,8 @@ _READ = (
 
 # Orders whose units went back: a release's movement says so, whatever became of the order's status.
 _RELEASED = (
-    "LEFT JOIN (SELECT DISTINCT order_id FROM movement WHERE kind = 'release'"
-    " AND (journal_ms, journal_seq) <= ($2::int8, $3::int8)) AS r ON r.order_id = o.id"
+    f"LEFT JOIN (SELECT order_id, bool_or({QUOTA_BACK}) AS quota_back FROM movement WHERE kind = 'release'"  # noqa: S608
+    " AND (journal_ms, journal_seq) <= ($2::int8, $3::int8) GROUP BY order_id) AS r ON r.order_id = o.id"
 )
 _PREFETCH = 5000  # rows a round trip of a stream
 
@@ -131,7 +132,7 @@ async def each_hold(
 async def each_quota_use(
     connection: Connection, partition: int, until: tuple[int, int], limited: Sequence[tuple[int, int, int]]
 ) -> AsyncIterator[tuple[int, str, int, int]]:
-    """(sale, shopper, offer index, units) that shoppers took and did not give back, of the lines that had a quota:
+    """(sale, shopper, offer index, units) that count against the shoppers' quotas, of the lines that had a quota:
     `limited` says which (catalogue version, sale, offer index) have one. Streams: call it in a transaction."""
     versions, sales, skus = ([row[column] for row in limited] for column in range(3))
     cursor = connection.cursor(
@@ -139,7 +140,7 @@ async def each_quota_use(
         f" FROM orders AS o {_RELEASED} CROSS JOIN unnest(skus, quantities) AS line (sku, units)"
         " JOIN unnest($4::int4[], $5::int4[], $6::int2[]) AS q (version, sale, sku)"
         " ON q.version = catalogue_version AND q.sale = o.sale AND q.sku = line.sku"
-        " WHERE o.partition = $1 AND (o.journal_ms, o.journal_seq) <= ($2::int8, $3::int8) AND r.order_id IS NULL"
+        " WHERE o.partition = $1 AND (o.journal_ms, o.journal_seq) <= ($2::int8, $3::int8) AND r.quota_back IS NOT TRUE"
         " GROUP BY o.sale, shopper, line.sku",
         partition, *until, versions, sales, skus, prefetch=_PREFETCH,
     )  # fmt: skip

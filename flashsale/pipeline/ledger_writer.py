@@ -265,8 +265,10 @@ def _rows_of(movement: Movement, partition: int, ms: int, seq: int) -> list[Move
             return [window, *(row("create", sale, sku, units) for sku, units in supply.items())]
         case Adjusted(sale, sku, delta, supply):
             return [row("adjust", sale, sku, delta, supply=supply)]
-        case Released(sale, cause, order, lines):
-            return [row("release", sale, sku, units, order, movement=cause) for sku, units in lines]
+        case Released(sale, cause, order, lines, quota_back):
+            return [
+                row("release", sale, sku, units, order, movement=cause, quota_back=quota_back) for sku, units in lines
+            ]
         case StatusSet(sale, status, opens_at, closes_at):
             return [row("status", sale, None, None, status=status, opens_at=opens_at, closes_at=closes_at)]
         case Suspended(sale, sku):

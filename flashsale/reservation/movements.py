@@ -35,12 +35,14 @@ class Adjusted(_Movement, frozen=True, tag="adjust"):
 
 
 class Released(_Movement, frozen=True, tag="release"):
-    """An order's units went back. `lines`: (SKU index, units); `movement` names the cause, as the outbox did."""
+    """An order's units went back. `lines`: (SKU index, units); `movement` names the cause, as the outbox did.
+    `quota_back`: whether the shopper may take them again, or the quota stays used."""
 
     sale: int
     movement: str
     order: str
     lines: tuple[tuple[int, int], ...]
+    quota_back: bool = True
 
 
 class StatusSet(_Movement, frozen=True, tag="status"):

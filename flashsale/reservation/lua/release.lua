@@ -18,7 +18,8 @@
 --   {"fenced"} / {"denied", command}
 -- All but "ok": nothing was written.
 -- Writes  partition.written, stock, quota, holds; journals
---   {"kind":"release","sale":n,"movement":id,"order":hex id,"lines":[[index,quantity],...]}
+--   {"kind":"release","sale":n,"movement":id,"order":hex id,"lines":[[index,quantity],...],
+--    "quota_back":whether quota was given back}
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'written')
 if head[1] ~= ARGV[1] then return {'fenced'} end
 
@@ -52,7 +53,7 @@ for i = 1, #given_back, 2 do
 end
 
 local movement = cjson.encode({kind = 'release', sale = tonumber(number), movement = ARGV[2],
-  order = ARGV[3], lines = lines})
+  order = ARGV[3], lines = lines, quota_back = #quota > 0})
 local written = string.format('%.0f', tonumber(head[2] or '0') + #movement)
 
 for _, i in ipairs({1, 3, 5, 6}) do
