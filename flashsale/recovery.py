@@ -1,7 +1,8 @@
 """Whether this Valkey is the one that the ledger knows, and how it is built again from ledger and journal if it isn't.
 
 Fronts take orders only while the partition's `run_id` in Valkey is that of the running process; this module alone sets
-it, last of all, after a check. Relies on every step being repeatable: killed anywhere, the next run does it again.
+it, last of all, after a check (the ledger writer takes it away where it finds the ledger older than the journal).
+Relies on every step being repeatable: killed anywhere, the next run does it again.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SURVIVORS = 100  # journal entries a transaction while what survived is stored
 FIELDS = 500  # hash fields a command: keeps each write to Valkey's log short
 COMMANDS = 20  # commands a round trip of the rebuild
 KEYS_A_SCAN = 500
+OLDER = "the ledger is older than Valkey: is it the right database?"
 
 LOST: tuple[type[BaseException], ...] = (*CONNECTION_LOST, LedgerAway, RedisError, asyncpg.PostgresError)
 
@@ -51,6 +53,11 @@ class Verdict(NamedTuple):
     shortcomings: list[str]
     differs: str | None
     doubt: str | None
+
+    @property
+    def sound(self) -> bool:
+        """Whether the fronts may take orders with it."""
+        return self.differs is None and not self.shortcomings
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +86,13 @@ async def verify(
     doubt = None
     if state is None:
         differs: str | None = "Valkey is empty"
+    elif state.trimmed > known.mark_bytes:
+        # What was cut had been committed: PostgreSQL came back without it, or it is another one.
+        differs, doubt = f"the journal is cut {state.trimmed - known.mark_bytes} bytes beyond the ledger's mark", OLDER
     elif state.epoch != known.epoch:
         differs = f"Valkey is of epoch {state.epoch}, the ledger of {known.epoch}"
         if state.epoch > known.epoch:
-            doubt = "the ledger is older than Valkey: is it the right database?"
+            doubt = OLDER
     else:
         differs = await _older_than_ledger(client, known, state)
     return Verdict(run_id, known.epoch, lacks, differs, doubt)
@@ -113,11 +123,28 @@ async def last_entry(client: redis.asyncio.Redis, partition: int) -> tuple[int, 
 
 
 async def accept(
-    client: redis.asyncio.Redis, ledger: asyncpg.Connection[asyncpg.Record], run_id: str, partition: int = 0
-) -> None:
-    """Lets the fronts take orders with this very process of Valkey. Only behind a verdict without faults."""
-    await partitions.set_verified(ledger, partition, run_id)
-    await _answer(client.hset(keys.partition(partition), "run_id", run_id))
+    client: redis.asyncio.Redis,
+    ledger: asyncpg.Connection[asyncpg.Record],
+    *,
+    durability: str,
+    backlog_max_bytes: int = 0,
+    partition: int = 0,
+) -> Verdict:
+    """Lets the fronts take orders with this very process of Valkey if the verdict, which is returned, is sound.
+
+    The mark stands still while it is compared, and a chunk that was read from an earlier process is not stored after.
+    """
+    await partitions.ensure(ledger, partition)
+    async with ledger.transaction():
+        await partitions.lock(ledger, partition)
+        verdict = await verify(
+            client, ledger, durability=durability, backlog_max_bytes=backlog_max_bytes, partition=partition
+        )
+        if verdict.sound:
+            await partitions.set_verified(ledger, partition, verdict.run_id)
+    if verdict.sound:
+        await _answer(client.hset(keys.partition(partition), "run_id", verdict.run_id))
+    return verdict
 
 
 async def rebuild(
@@ -355,12 +382,12 @@ async def _recover(
     partition: int,
     progress: Progress | None,
 ) -> Recovered:
-    async def look() -> Verdict:
-        return await verify(
-            client, ledger, durability=durability, backlog_max_bytes=backlog_max_bytes, partition=partition
-        )
-
-    verdict = await look()
+    limits: dict[str, Any] = {
+        "durability": durability,
+        "backlog_max_bytes": backlog_max_bytes,
+        "partition": partition,
+    }
+    verdict = await (verify if force else accept)(client, ledger, **limits)
     outcome = Recovered(reason=verdict.differs, shortcomings=verdict.shortcomings, epoch=verdict.epoch)
     if verdict.shortcomings:
         return outcome
@@ -371,11 +398,9 @@ async def _recover(
         outcome.reason = verdict.differs or "told to"
         rebuilt = await rebuild(client, ledger, partition=partition, progress=progress)
         outcome.rebuilt, outcome.orders, outcome.saved = True, rebuilt.orders, rebuilt.saved
-        verdict = await look()
+        verdict = await accept(client, ledger, **limits)
         outcome.epoch, outcome.shortcomings = verdict.epoch, verdict.shortcomings
-    if verdict.differs is None and not verdict.shortcomings:
-        await accept(client, ledger, verdict.run_id, partition)
-        outcome.ok = True
+    outcome.ok = verdict.sound
     return outcome
 
 
@@ -441,7 +466,7 @@ class Guard:
     async def _attend(self, ledger: asyncpg.Connection[asyncpg.Record]) -> list[str]:
         if not await ledger.fetchval("SELECT pg_try_advisory_lock($1, $2)", REBUILD_LOCK, self._partition):
             return ["another worker verifies Valkey"]
-        verdict = await self._verify(ledger)
+        verdict = await self._accept(ledger)
         if verdict.shortcomings:
             return verdict.shortcomings
         if verdict.differs is not None:
@@ -451,15 +476,14 @@ class Guard:
                 return [*lines, "run `flashsale recover --force`" if verdict.doubt else "run `flashsale recover`"]
             log.warning("Valkey is not as the ledger knows it", reason=verdict.differs)
             await rebuild(self._client, ledger, partition=self._partition)
-            verdict = await self._verify(ledger)
-            if verdict.differs is not None or verdict.shortcomings:
+            verdict = await self._accept(ledger)
+            if not verdict.sound:
                 return [*verdict.shortcomings, *([verdict.differs] if verdict.differs else [])]
-        await accept(self._client, ledger, verdict.run_id, self._partition)
         log.info("Valkey is verified", run_id=verdict.run_id, epoch=verdict.epoch)
         return []
 
-    async def _verify(self, ledger: asyncpg.Connection[asyncpg.Record]) -> Verdict:
-        return await verify(
+    async def _accept(self, ledger: asyncpg.Connection[asyncpg.Record]) -> Verdict:
+        return await accept(
             self._client,
             ledger,
             durability=self._durability,

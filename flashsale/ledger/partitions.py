@@ -1,4 +1,4 @@
-"""The partition rows: epoch and mark. Who moves the mark names the mark and the epoch it moved from: the fence."""
+"""The partition rows: epoch and mark. Who moves the mark names mark, epoch and the Valkey it moved from: the fence."""
 
 from dataclasses import dataclass
 
@@ -37,13 +37,20 @@ async def ensure(connection: Connection, partition: int) -> Partition:
 async def move_mark(
     connection: Connection, partition: Partition, mark: tuple[int, int], mark_bytes: int, version: int
 ) -> bool:
-    """Moves the mark from where `partition` says it is. False, changing nothing: another writer or epoch was faster."""
+    """Moves the mark from where `partition` says it is. False, changing nothing: another writer or epoch was faster, or
+    another process of Valkey was verified since: it may lack what was read from the one before."""
     status = await connection.execute(
         "UPDATE partition SET mark_ms = $5, mark_seq = $6, mark_bytes = $7, version = $8"
-        " WHERE id = $1 AND mark_ms = $2 AND mark_seq = $3 AND epoch = $4",
+        " WHERE id = $1 AND mark_ms = $2 AND mark_seq = $3 AND epoch = $4 AND run_id IS NOT DISTINCT FROM $9",
         partition.id, partition.mark[0], partition.mark[1], partition.epoch, mark[0], mark[1], mark_bytes, version,
+        partition.run_id,
     )  # fmt: skip
     return bool(status == "UPDATE 1")
+
+
+async def lock(connection: Connection, partition: int) -> None:
+    """Holds the row until the transaction ends: nobody moves the mark in between."""
+    await connection.execute("SELECT FROM partition WHERE id = $1 FOR UPDATE", partition)
 
 
 async def raise_epoch(connection: Connection, partition: int, above: int = 0) -> int:

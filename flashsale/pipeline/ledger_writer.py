@@ -1,9 +1,9 @@
 """The ledger writer: takes a partition's journal to PostgreSQL, each entry exactly once.
 
 One transaction stores the rows and moves the mark from where the writer read it, under the epoch it read: whoever was
-killed between any two steps, the next writer begins at the mark. While one chunk commits, the next is read. Behind the
-mark the journal is trimmed. Relies on `reservation` for the journal and on `ledger` for the tables; good records are
-never decoded: they are lines of COPY text already.
+killed between any two steps, the next writer begins at the mark, if the journal still goes on there. While one chunk
+commits, the next is read. Behind the mark the journal is trimmed. Relies on `reservation` for the journal and on
+`ledger` for the tables; good records are never decoded: they are lines of COPY text already.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ log = structlog.get_logger(__name__)
 WRITER_LOCK = 0x666C7772  # with the partition the advisory lock's two keys; any number that is this house's alone
 STANDBY_POLL_S = 0.2  # a stand-by takes over within this after the writer's connection is gone
 BACKOFF_S = (0.05, 1.0)  # first and longest pause after a lost connection: short, since the backlog grows meanwhile
+FIT_POLL_S = 0.2  # and where the journal does not follow the mark, the two are compared again after this
 BLOCK_MS = 1000  # an idle journal is asked again after this; below the client's answer timeout
 ENTRIES_MAX = 200  # entries a read: should all of them turn out to be full batches, it is some 25 MB
 TRIM_PAUSE_S = 0.1  # each trim is a write to Valkey's log: at most ten a second, whatever the load
@@ -66,7 +67,8 @@ LOST: tuple[type[BaseException], ...] = (*CONNECTION_LOST, *VALKEY_LOST, LedgerA
 
 
 class MarkMoved(Exception):
-    """The partition's row is not what the writer read: another writer, or another epoch. Nothing was stored."""
+    """The partition's row is not what the writer read: another writer, epoch or process of Valkey. Nothing was
+    stored."""
 
 
 class Damaged(NamedTuple):
@@ -213,7 +215,8 @@ async def _move_mark(connection: Connection, partition: Partition, items: Sequen
                 version = item.movement.version
     mark = (items[-1].ms, items[-1].seq)
     if not await partitions.move_mark(connection, partition, mark, mark_bytes, version):
-        raise MarkMoved(f"partition {partition.id} is no longer at {partition.mark}, epoch {partition.epoch}")
+        at = f"{partition.mark[0]}-{partition.mark[1]}"
+        raise MarkMoved(f"no longer at {at}, epoch {partition.epoch}, Valkey {partition.run_id}")
     return replace(partition, mark=mark, mark_bytes=mark_bytes, version=version)
 
 
@@ -306,7 +309,7 @@ class LedgerWriter:
                 try:
                     await self._connected()
                 except MarkMoved as moved:
-                    log.warning("the ledger's mark was moved by another", reason=str(moved))
+                    log.info("the ledger's partition was changed by another: it is read again", reason=str(moved))
                 except LOST as fault:
                     log.warning("the ledger writer waits", reason=f"{type(fault).__name__}: {fault}")
                 if time.monotonic() - began > BACKOFF_S[1]:
@@ -326,11 +329,13 @@ class LedgerWriter:
         try:
             if not await self._take_lock(connection):
                 return
-            await partitions.ensure(connection, self._partition)
+            partition = await self._fitting(connection)
+            if partition is None:
+                return
             trimming = asyncio.create_task(self._trim())
             self.writing = True
             log.info("the ledger writer writes", partition=self._partition)
-            await self._write(connection)
+            await self._write(connection, partition)
             await self._trim_now()  # told to stop: what is committed needs no place in the journal
         finally:
             self.writing = False
@@ -346,13 +351,45 @@ class LedgerWriter:
             await self._pause(STANDBY_POLL_S)
         return False
 
-    async def _write(self, connection: Connection) -> None:
-        partition = await partitions.get(connection, self._partition)
-        assert partition is not None  # noqa: S101  ensured above
+    async def _fitting(self, connection: Connection) -> Partition | None:
+        """The partition, once Valkey's journal goes on where the ledger's mark stands; None when this one is to stop.
+
+        What is written behind a gap would hide the gap: from then on the ledger would look whole.
+        """
+        said = ""
+        while not self._stopping.is_set():
+            # Valkey first: the mark only grows, so that a gap between the two is one.
+            state = await commands.read_partition(self._client, self._partition)
+            partition = await partitions.ensure(connection, self._partition)
+            say = log.info
+            if state is None:
+                fault = "Valkey is empty"
+            elif state.trimmed > partition.mark_bytes:
+                # Fronts close their doors within a heartbeat, and the guard looks why: it alone opens them again.
+                await self._unverify()
+                fault = f"the journal is cut {state.trimmed - partition.mark_bytes} bytes beyond the ledger's mark"
+                say = log.error
+            elif state.epoch != partition.epoch:
+                fault = f"Valkey is of epoch {state.epoch}, the ledger of {partition.epoch}"
+            else:
+                return partition
+            if fault != said:
+                say("the ledger writer does not write", reason=fault)
+                said = fault
+            await self._pause(FIT_POLL_S)
+        return None
+
+    async def _unverify(self) -> None:
+        reply: Any = self._client.hdel(keys.partition(self._partition), "run_id")
+        await reply
+
+    async def _write(self, connection: Connection, partition: Partition) -> None:
         self._wish_trim(partition)  # what was committed before a crash may still lie in the journal
+        lost = asyncio.Event()  # an idle writer too must see a PostgreSQL that came back as another
+        connection.add_termination_listener(lambda _: lost.set())
         reading = asyncio.create_task(self._read(partition.mark))
         try:
-            while items := await self._next(reading):
+            while items := await self._next(reading, lost):
                 # The next chunk arrives while this one commits.
                 reading = asyncio.create_task(self._read((items[-1].ms, items[-1].seq)))
                 began = time.monotonic()
@@ -366,16 +403,21 @@ class LedgerWriter:
         finally:
             await server.ended(reading)
 
-    async def _next(self, reading: asyncio.Task[list[JournalItem]]) -> list[JournalItem]:
-        """What `reading` brings; nothing when this writer is to stop."""
+    async def _next(self, reading: asyncio.Task[list[JournalItem]], lost: asyncio.Event) -> list[JournalItem]:
+        """What `reading` brings; nothing when this writer is to stop. Raises LedgerAway when PostgreSQL hangs up."""
         if self._stopping.is_set():
             return []
-        stopping = asyncio.create_task(self._stopping.wait())
+        others = [asyncio.create_task(event.wait()) for event in (self._stopping, lost)]
         try:
-            await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reading, *others}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopping.cancel()
-        return [] if self._stopping.is_set() else reading.result()
+            for other in others:
+                other.cancel()
+        if self._stopping.is_set():
+            return []
+        if lost.is_set():
+            raise LedgerAway("PostgreSQL closed the connection")
+        return reading.result()
 
     async def _read(self, after: tuple[int, int]) -> list[JournalItem]:
         """The next chunk: entries of about `rows` rows. Waits for ever."""

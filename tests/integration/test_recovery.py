@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -11,14 +12,16 @@ import pytest
 from flashsale import merchandising
 from flashsale.audit import audit
 from flashsale.embedded import ValkeyServer
+from flashsale.ledger import orders, partitions
 from flashsale.ledger.migrate import migrate
-from flashsale.pipeline.ledger_writer import LedgerWriter
+from flashsale.pipeline.ledger_writer import WRITER_LOCK, LedgerWriter, MarkMoved, read_journal, store_entries
 from flashsale.recovery import LOST, Guard
 from flashsale.reservation import commands, keys, server
 from flashsale.sale.identity import SaleIdentity
 from tests.integration.shop import FAN, FRIDGE, KETTLE, Shop
 
 WITHIN_S = 20
+PAUSE_MS = 1500  # within it the guard is caught between its two looks; without that the test is only weaker
 
 
 @pytest.fixture
@@ -94,6 +97,24 @@ async def test_released_units_are_available_again_after_a_rebuild(shop: Shop) ->
     assert (await audit(shop.redis_url, shop.database_url)).faults == []
 
 
+@pytest.mark.parametrize("given_back", [True, False])
+async def test_quota_that_stays_used_stays_so_after_a_rebuild(shop: Shop, given_back: bool) -> None:
+    _, order = await shop.buy("ann", (FRIDGE, 2))
+    await shop.buy("bob", (FRIDGE, 1))
+    sale, _ = await shop.sale()
+    quota_field = SaleIdentity(0, sale.number, sale.key).quota_field("ann", 0)
+    back = [(quota_field, 2)] if given_back else []
+    await commands.release(
+        shop.valkey, epoch=1, sale_id="sale", order_id=order, movement="m1", lines=[(0, 2)], quota=back
+    )
+    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+    await shop.write()
+    await shop.valkey.flushall()
+    assert (await shop.recover()).ok
+    assert (await shop.buy("ann", (FRIDGE, 2)))[0] == ("A" if given_back else "Q")
+    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+
+
 async def test_an_old_front_is_fenced_by_the_epoch(shop: Shop) -> None:
     await shop.buy("ann", (FRIDGE, 1))
     await shop.write()
@@ -165,6 +186,122 @@ async def test_a_new_ledger_never_wipes_a_valkey_that_has_orders(shop: Shop, pos
         assert not outcome.rebuilt
         assert "the ledger is older" in (outcome.reason or "")
     assert await shop.dump() == before
+
+
+async def lose_a_transaction(shop: Shop) -> None:
+    """Leaves the ledger as a PostgreSQL that lost its newest commit leaves it: older than what was trimmed."""
+    await shop.buy("early", (FRIDGE, 1))
+    await shop.write()
+    known = await partitions.get(shop.ledger, 0)
+    assert known is not None
+    await shop.buy("late", (FRIDGE, 1))
+    await shop.write()
+    await shop.trim()
+    await shop.ledger.execute("DELETE FROM orders WHERE shopper = 'late'")
+    await shop.ledger.execute(
+        "UPDATE partition SET mark_ms = $1, mark_seq = $2, mark_bytes = $3", *known.mark, known.mark_bytes
+    )
+
+
+async def test_a_ledger_that_lost_a_transaction_is_not_accepted(shop: Shop) -> None:
+    await lose_a_transaction(shop)
+    before = await shop.dump()
+    outcome = await shop.recover()
+    assert (outcome.ok, outcome.rebuilt) == (False, False)
+    assert "bytes beyond the ledger's mark" in (outcome.reason or "")
+    assert "the ledger is older than Valkey: is it the right database?" in (outcome.reason or "")
+    assert "--force" in (outcome.reason or "")
+    assert await shop.dump() == before
+    assert (await shop.recover(force=True)).ok
+    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+
+
+async def test_a_ledger_that_lost_a_transaction_closes_the_doors_until_told(shop: Shop) -> None:
+    """PostgreSQL comes back older while Valkey runs on: nothing is written on top, and the fronts are told."""
+    guard = Guard(shop.redis_url, shop.database_url, durability="memory")
+    writer = LedgerWriter(shop.redis_url, shop.database_url)
+    running = [asyncio.create_task(guard.run()), asyncio.create_task(writer.run())]
+    try:
+        await until_verified(shop)
+        await until(lambda: writer.writing and not guard.reasons, "the writer writes")
+        # The writer's connection breaks as it does when PostgreSQL dies; it gets the lock again when all is set up.
+        while not await shop.ledger.fetchval("SELECT pg_try_advisory_lock($1, $2)", WRITER_LOCK, 0):
+            await shop.ledger.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        await lose_a_transaction(shop)
+        await shop.ledger.execute("SELECT pg_advisory_unlock($1, $2)", WRITER_LOCK, 0)
+        await until(lambda: len(guard.reasons) == 3, "the guard says why")
+        assert "bytes beyond the ledger's mark" in guard.reasons[0]
+        state = await commands.read_partition(shop.valkey)
+        assert state is not None
+        assert state.run_id == ""
+        assert not writer.writing
+        await shop.buy("later", (FRIDGE, 1))
+        known = await partitions.get(shop.ledger, 0)
+        assert known is not None
+        assert known.mark_bytes < state.trimmed
+        assert (await shop.recover(force=True)).ok
+        await until(lambda: writer.writing and not guard.reasons, "the doors are open again")
+        await shop.buy("last", (FRIDGE, 1))
+        report = await audit(shop.redis_url, shop.database_url)
+        assert report.faults == []
+        assert report.counts.orders_valkey == 3  # early, later (it survived in the journal), last
+    finally:
+        guard.stop()
+        writer.stop()
+        await asyncio.gather(*running)
+
+
+async def test_what_was_read_before_a_restart_is_not_stored_after_the_verdict(shop: Shop) -> None:
+    """Between reading a chunk and storing it Valkey dies, loses the chunk, and is accepted without it."""
+    await shop.write()
+    known = await partitions.get(shop.ledger, 0)
+    assert known is not None
+    await shop.buy("ann", (FRIDGE, 1))
+    items = await read_journal(shop.valkey, 0, known.mark, 10)
+    await partitions.set_verified(shop.ledger, 0, "another process")
+    with pytest.raises(MarkMoved):
+        await store_entries(shop.ledger, known, items)
+    await shop.write()
+    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+
+
+async def test_valkey_is_compared_and_accepted_in_one_instant_of_the_ledger(shop: Shop) -> None:
+    """A chunk that a restart lost is stored just while the guard looks: the verdict knows it, or it is not stored."""
+    await shop.write()
+    await partitions.set_verified(shop.ledger, 0, "the process before")
+    known = await partitions.get(shop.ledger, 0)
+    assert known is not None
+    await shop.buy("ann", (FRIDGE, 1))
+    items = await read_journal(shop.valkey, 0, known.mark, 10)
+    sale, _ = await shop.sale()
+    # The end of the log is lost.
+    await shop.valkey.delete(keys.journal(0), keys.holds(0, "sale"), keys.quota(0, "sale"))
+    await shop.valkey.xadd(keys.journal(0), {"m": "stored", "w": 0}, id=f"{known.mark[0]}-{known.mark[1]}")
+    await shop.valkey.hset(keys.partition(0), "written", known.mark_bytes)
+    await shop.valkey.hset(keys.stock(0, "sale"), "0", sale.offers[0].stock)
+    await shop.valkey.client_pause(PAUSE_MS)
+    recovering = asyncio.create_task(shop.recover())
+    looks = (
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND state LIKE 'idle%' AND query LIKE 'SELECT id, epoch%')"
+    )
+    while not await shop.ledger.fetchval(looks) and not recovering.done():  # noqa: ASYNC110 - PostgreSQL says so
+        await asyncio.sleep(0.01)
+    with contextlib.suppress(MarkMoved):
+        await store_entries(shop.ledger, known, items)
+    assert (await recovering).ok
+    assert await orders.count(shop.ledger) == await shop.valkey.hlen(keys.holds(0, "sale"))
+    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not holds():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.01)
 
 
 async def test_the_guard_opens_after_a_restart_and_after_a_loss(
