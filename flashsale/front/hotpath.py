@@ -222,10 +222,11 @@ class Connection(asyncio.Protocol):
             or self._dropping
         ):
             match = PLAIN_ORDER.match(data)
-            if match is not None and len(data) - match.end() == int(match[5]) and len(data) <= self._hot.plain_max:
-                self._since = self._hot.now
-                self._plain_order(match, data)
-                return
+            if match is not None:
+                body = data[match.end() :]
+                if len(body) == int(match[5]) and len(data) <= self._hot.plain_max:
+                    self._plain_order(match, body)
+                    return
         if self._dropping:
             self._drop(len(data))
             return
@@ -350,16 +351,15 @@ class Connection(asyncio.Protocol):
         else:
             self._place(order)
 
-    def _plain_order(self, match: re.Match[bytes], data: bytes) -> None:
+    def _plain_order(self, match: re.Match[bytes], body: bytes) -> None:
         """The same for a head that PLAIN_ORDER took apart."""
         hot = self._hot
+        self._since = hot.now
         try:
             if hot.batcher.closed is not None:
                 raise Refused("overloaded", hot.batcher.closed)
             _, media_type, token, key, _ = match.groups()
-            order = hot.intake.order(
-                token, key.decode("ascii"), media_type == b"application/msgpack", data[match.end() :]
-            )
+            order = hot.intake.order(token, key.decode("ascii"), media_type == b"application/msgpack", body)
         except Refused as refused:
             self._refuse(refused)
         else:

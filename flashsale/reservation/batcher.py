@@ -174,10 +174,9 @@ class Batcher:
             self._front.refused([order], "overloaded", "Too many orders are waiting.")
             return
         self._pending += 1
-        sale_id = order.sale.id
-        lane = self._lanes.get(sale_id)
+        lane = self._lanes.get(order.sale.id)
         if lane is None:
-            lane = self._lanes[sale_id] = _Lane(self._partition, sale_id)
+            lane = self._lanes[order.sale.id] = _Lane(self._partition, order.sale.id)
         lane.waiting.append(order)
         if not lane.scheduled:
             lane.scheduled = True

@@ -7,7 +7,7 @@ process can route an id without asking. Pure: hashlib only.
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from hashlib import blake2s
 from typing import NamedTuple
 
 DIGEST_BYTES = 12  # 96 bits: among 10^9 orders of a sale two collide with a chance below 10^-11
@@ -16,7 +16,7 @@ SHOPPER_HASH_BYTES = 10  # with the SKU index 12 bytes: what the allocator's sma
 ORDER_ID_DIGITS = 30
 
 
-_FINGERPRINT = blake2b(digest_size=FINGERPRINT_BYTES)  # a copy is made in half the time of a new one
+_FINGERPRINT = blake2s(digest_size=FINGERPRINT_BYTES)  # a copy is made in half the time of a new one
 
 
 class OrderId(NamedTuple):
@@ -33,7 +33,7 @@ class SaleIdentity:
     __slots__ = ("_keyed", "prefix")
 
     def __init__(self, partition: int, number: int, key: bytes) -> None:
-        self._keyed = blake2b(
+        self._keyed = blake2s(
             b"order", key=key, digest_size=DIGEST_BYTES
         )  # the first byte after the key makes it done with
         self.prefix = (partition.to_bytes(1, "big") + number.to_bytes(2, "big")).hex()
