@@ -30,8 +30,8 @@ _FROM_URLSAFE = bytes.maketrans(
     b"-_+/=", b"+/!!!"
 )  # the plain alphabet's own +, / and = must not pass: ! is in neither
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
-_PADDING = {0: b"", 2: b"==", 3: b"="}  # by length mod 4; 1 is no base64
-_LAST = {0: b"", 2: b"AQgw", 3: b"AEIMQUYcgkosw048"}  # last characters whose unused bits are 0: the canonical ones
+_PADDING = {2: b"==", 3: b"="}  # by length mod 4; 1 is no base64
+_LAST = {2: b"AQgw", 3: b"AEIMQUYcgkosw048"}  # last characters whose unused bits are 0: the canonical ones
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -117,12 +117,14 @@ class Verifier:
 
 def _decode_segment(segment: bytes) -> bytes:
     """A segment's bytes; raises Refused unless it is canonical base64url without padding (RFC 7515, section 2)."""
-    remainder = len(segment) % 4
-    last = _LAST.get(remainder)
-    if last is None or (last and segment[-1] not in last):
-        raise Refused("unauthenticated", "The token is not canonical base64url.")
+    text = segment.translate(_FROM_URLSAFE)
+    remainder = len(segment) & 3
+    if remainder:
+        if remainder == 1 or segment[-1] not in _LAST[remainder]:
+            raise Refused("unauthenticated", "The token is not canonical base64url.")
+        text += _PADDING[remainder]
     try:
-        return a2b_base64(segment.translate(_FROM_URLSAFE) + _PADDING[remainder], strict_mode=True)
+        return a2b_base64(text, strict_mode=True)
     except ValueError:
         raise Refused("unauthenticated", "The token is not three segments of base64url.") from None
 

@@ -73,8 +73,8 @@ class Answers:
         sale = order.sale
         body = (
             f'{{"id":"{order.id}","sale":"{sale.id}","status":"reserved","market":"{request.market}",'
-            f'"channel":"{request.channel or DEFAULT_CHANNEL}","lines":[{sale.line_json(order)}],'
-            f'"total":{{"amount":{order.total},"currency":"{sale.markets[request.market].currency}"}},'
+            f'"channel":"{request.channel or DEFAULT_CHANNEL}","lines":[{order.lines_json}],'
+            f'"total":{{"amount":{order.total},"currency":"{order.currency}"}},'
             f'"reserved_until":"{until}"}}'
         )
         return f"{self._created}{order.id}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -130,8 +130,7 @@ class Answers:
         elif outcome == "U":
             members["sku"] = lines[next(details) - 1].sku
         elif outcome == "T":
-            currency = order.sale.markets[order.request.market].currency
-            members["total"] = {"amount": order.total, "currency": currency}
+            members["total"] = {"amount": order.total, "currency": order.currency}
         elif outcome == "Q":
             line = next(details) - 1
             members |= {"sku": lines[line].sku, "quota": order.quotas[line], "used": next(details)}
@@ -141,7 +140,7 @@ class Answers:
 def _document(order: Order, status: str, until: str) -> dict[str, Any]:
     """The order as CONTRACT shows it."""
     request = order.request
-    currency = order.sale.markets[request.market].currency
+    currency = order.currency
     return {
         "id": order.id,
         "sale": order.sale.id,

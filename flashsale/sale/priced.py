@@ -85,19 +85,21 @@ class Order:
     """One order on its way: what was asked, what the decision needs of it, and where its answer goes.
 
     `client` is the front's own (the connection that waits); `answer` the bytes it waits for, None before they are
-    known. `arrived` is the loop's clock in seconds.
+    known. `arrived` is the loop's clock in seconds, `lines_json` the lines of its answer without the brackets.
     """
 
     __slots__ = (
         "answer",
         "arrived",
         "client",
+        "currency",
         "differs",
         "digest",
         "fields",
         "head",
         "id",
         "key",
+        "lines_json",
         "msgpack",
         "prices",
         "quantities",
@@ -112,6 +114,7 @@ class Order:
     )
 
     client: object
+    currency: str
     answer: bytes | None
     arrived: float
     differs: bool
@@ -120,6 +123,7 @@ class Order:
     head: bytes
     id: str
     key: str
+    lines_json: str
     msgpack: bool
     prices: tuple[int, ...]
     quantities: tuple[int, ...]
@@ -168,12 +172,13 @@ class PricedSale:
             index, quantity, price = offer.index, line.quantity, offer.price
             order.skus, order.quantities, order.quotas, order.prices = (index,), (quantity,), (offer.quota,), (price,)
             order.fields = (order.shopper_hash + offer.index_bytes,) if offer.quota else ()
+            order.lines_json = f"{offer.before_quantity}{quantity}{offer.after_quantity}"
             total = price * quantity
             arrays, price_array = f"{{{index}}}\t{{{quantity}}}", f"{{{price}}}"
         else:
             total = self._price_lines(order, market)
             arrays, price_array = f"{_array(order.skus)}\t{_array(order.quantities)}", _array(order.prices)
-        order.sale, order.total = self, total
+        order.sale, order.total, order.currency = self, total, market.currency
         expected = request.expected_total
         order.differs = expected is not None and (expected.amount != total or expected.currency != market.currency)
 
@@ -206,21 +211,13 @@ class PricedSale:
         order.quotas = tuple([offer.quota for offer in offers])
         order.prices = tuple([offer.price for offer in offers])
         order.fields = tuple([shopper_hash + offer.index_bytes for offer in offers if offer.quota])
+        order.lines_json = ",".join(
+            [
+                f"{offer.before_quantity}{line.quantity}{offer.after_quantity}"
+                for offer, line in zip(offers, lines, strict=True)
+            ]
+        )
         return sum(map(mul, order.prices, order.quantities))
-
-    def line_json(self, order: Order) -> str:
-        """The `lines` of the order's answer, JSON without the brackets."""
-        offers = self.markets[order.request.market].offers
-        lines = order.request.lines
-        if len(lines) == 1:
-            line = lines[0]
-            offer = offers[line.sku]
-            return f"{offer.before_quantity}{line.quantity}{offer.after_quantity}"
-        parts = []
-        for line in lines:
-            offer = offers[line.sku]
-            parts.append(f"{offer.before_quantity}{line.quantity}{offer.after_quantity}")
-        return ",".join(parts)
 
 
 def _array(values: tuple[int, ...]) -> str:
