@@ -104,7 +104,7 @@ def _one_by_one(bench: Bench, valkey: Valkey, file: str) -> float:
         order = ["order-000000000000-__rand_int__", hold, payload.decode()]
         command += [*order, SKUS[0], "1", str(QUOTA), "shopper-__rand_int__"]
     before = valkey.cpu_s()
-    done = subprocess.run(["taskset", "-c", str(FRONT_CORE), *command], capture_output=True, text=True, check=True)  # noqa: S603, S607
+    done = subprocess.run(["taskset", "-c", str(FRONT_CORE), *command], capture_output=True, text=True, check=True)
     cpu_s = valkey.cpu_s() - before
     rates = re.findall(r"([\d.]+) requests per second", done.stdout)
     accepted = client.xlen(names[3])

@@ -84,8 +84,8 @@ def run_wrk(port: int, plan: Path, seconds: float, connections: int = CONNECTION
     """Sends a plan's requests for some seconds. Raises BenchFault when wrk fails, as it does when tokens run out."""
     url = f"http://127.0.0.1:{port}"
     options = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "15s", "--latency", "-s", str(SCRIPT)]
-    done = subprocess.run(  # noqa: S603
-        ["taskset", "-c", str(OTHER_CORE), "wrk", *options, url, "--", str(plan)],  # noqa: S607
+    done = subprocess.run(
+        ["taskset", "-c", str(OTHER_CORE), "wrk", *options, url, "--", str(plan)],
         capture_output=True,
         text=True,
         check=False,

@@ -44,9 +44,9 @@ def install_missing() -> None:
         raise BenchFault(f"not installed: {', '.join(missing)}; as root: apt-get install {' '.join(missing)}")
     say(f"installing {', '.join(missing)} with apt-get: the bench needs them")
     command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:  # noqa: S603
-        subprocess.run(["apt-get", "update", "-qq"], stdout=sys.stderr, check=True)  # noqa: S607
-        subprocess.run(command, stdout=sys.stderr, check=True)  # noqa: S603
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
+        subprocess.run(["apt-get", "update", "-qq"], stdout=sys.stderr, check=True)
+        subprocess.run(command, stdout=sys.stderr, check=True)
 
 
 def program_path(program: str) -> str | None:
@@ -85,8 +85,8 @@ def listening(port: int) -> bool:
 def spawn(command: Iterable[str], core: int, log: Path, **environment: str) -> subprocess.Popen[bytes]:
     """Starts a program on one core (its children inherit it), its output in a file."""
     with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603 - our own commands
-            ["taskset", "-c", str(core), *command],  # noqa: S607
+        return subprocess.Popen(
+            ["taskset", "-c", str(core), *command],
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
