@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashsale.errors import Refused
+from flashsale.front import framing
 from flashsale.front.framing import (
     CHUNK_LINE_MAX,
     HEADERS_MAX,
@@ -280,3 +281,25 @@ def test_a_lent_message_has_one_framing_and_only_headers_that_a_page_heeds() -> 
     assert canonical(parsed, b"abc", close=False) == (
         b"POST /v1/orders HTTP/1.1\r\nHost: a\r\nAccept: x\r\nContent-Length: 3\r\nConnection: keep-alive\r\n\r\nabc"
     )
+
+
+_PLAIN = (
+    b"POST /v1/orders HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nAuthorization: Bearer a.b.c\r\n"
+    b"Idempotency-Key: k\r\nContent-Length: 2\r\n"
+)
+
+
+def test_a_plain_head_has_no_more_lines_than_any_other() -> None:
+    fits = _PLAIN + b"X-A: b\r\n" * (framing.HEADERS_MAX - 5) + b"\r\n"
+    assert framing.PLAIN_ORDER.match(fits) is not None
+    assert framing.PLAIN_ORDER.match(_PLAIN + b"X-A: b\r\n" * (framing.HEADERS_MAX - 4) + b"\r\n") is None
+
+
+@pytest.mark.parametrize(
+    "line", [b"Host: h", b"Authorization: Bearer a.b.c", b"Idempotency-Key: k", b"Content-Length: 2"]
+)
+def test_a_header_that_is_there_twice_makes_no_plain_head(line: bytes) -> None:
+    head = _PLAIN + line + b"\r\n"
+    assert framing.PLAIN_ORDER.match(head + b"\r\n") is None
+    with pytest.raises(Refused):
+        framing.parse_head(head[:-2])
