@@ -32,6 +32,11 @@ PROBLEMS: dict[str, Problem] = {
         "The Idempotency-Key is missing",
         "Send an Idempotency-Key of 1 to 64 printable ASCII characters, the same one each time the same order is sent.",
     ),
+    "webhook-signature": Problem(
+        400,
+        "The webhook's signature is not valid",
+        "Sign the body as it is sent, with the endpoint's secret and a timestamp less than 300 s old.",
+    ),
     "unauthenticated": Problem(
         401,
         "A valid bearer token is needed",
@@ -61,6 +66,40 @@ PROBLEMS: dict[str, Problem] = {
         409, "The price has changed", "Show the shopper the new `total` and send it as `expected_total`."
     ),
     "sku-suspended": Problem(409, "A SKU is suspended", "Leave the SKU out, or try again later."),
+    "not-payable": Problem(
+        409,
+        "The order can't be paid any more",
+        "`status` says what became of it. If units are left, order again with a new Idempotency-Key.",
+    ),
+    "already-paid": Problem(
+        409, "The order is paid", "Nothing more is to be paid; GET /v1/orders/{id} shows the order."
+    ),
+    "not-extendable": Problem(
+        409,
+        "The hold can't be extended",
+        "A hold is extended once, before its last seconds, where the sale allows it. Pay until `reserved_until`.",
+    ),
+    "not-cancellable": Problem(
+        409,
+        "The order can't be cancelled",
+        "`status` says why. What was shipped is returned instead: POST /v1/orders/{id}/returns.",
+    ),
+    "not-returnable": Problem(
+        409,
+        "The order can't be returned",
+        "Only units that were shipped and not returned yet go back, until `returnable_until` where that is given.",
+    ),
+    "not-shippable": Problem(
+        409, "The order can't be shipped", "Only a paid order ships, and only units that were not cancelled."
+    ),
+    "refund-exceeds-payment": Problem(
+        409, "The refund is more than what is left of the payment", "Ask for at most `refundable`."
+    ),
+    "payment-disputed": Problem(
+        409,
+        "The payment is disputed",
+        "The shopper's bank decides first: a disputed payment is not refunded meanwhile. The order shows the outcome.",
+    ),
     "sale-closed": Problem(410, "The sale is closed", "Nothing more is sold in this sale. GET /v1/sales lists others."),
     "too-large": Problem(
         413, "The body is too large", "Send a body of at most 256 KiB; an order has at most 20 lines."
@@ -71,6 +110,10 @@ PROBLEMS: dict[str, Problem] = {
         "Send application/json or application/msgpack, uncompressed.",
     ),
     "invalid-order": Problem(422, "The order is not valid", "Mend each field named in `fields`."),
+    "invalid-request": Problem(422, "The request's body is not valid", "Mend each field named in `fields`."),
+    "method-unavailable": Problem(
+        422, "This payment method is not offered here", "Choose one of `methods`: those of the order's market."
+    ),
     "idempotency-mismatch": Problem(
         422,
         "The Idempotency-Key was used for another order",
@@ -88,6 +131,12 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "overloaded": Problem(
         503, "The engine can't take this now", "Nothing was done. Send the same request with the same key again.", 1
+    ),
+    "provider-away": Problem(
+        503,
+        "The payment provider does not answer",
+        "Nobody is charged twice: send the same request again after `Retry-After` seconds.",
+        2,
     ),
     "outcome-unknown": Problem(
         504, "It is not known whether the order was taken", "Send the same order with the same key again: that tells."

@@ -39,6 +39,11 @@ _UNITS = {
     "ledger_connections": "connections",
     "valkey_connections": "connections",
     "log_level": "level",
+    "payments_url": "URL",
+    "payments_api_key": "key",
+    "payments_webhook_secret": "secret",
+    "payments_concurrency": "calls",
+    "webhook_allow": "networks",
 }
 _PASSWORD = re.compile(r"(://[^:/@]*:)[^/@]*@")
 _SUFFIX_UNITS = {"_ms": "ms", "_s": "s", "_seconds": "s", "_bytes": "bytes", "_mb": "MiB"}
@@ -110,13 +115,50 @@ class Settings(BaseSettings):
         8, gt=0, le=10, description="a stopping front end answers what it took within this; `up` ends within 20 s"
     )
 
+    payments_url: str | None = Field(
+        None, description="the payment provider's API (Stripe's); unset: `up` starts the sandbox and uses that"
+    )
+    payments_api_key: SecretStr | None = Field(None, description="secret key of the payment provider's account")
+    payments_webhook_secret: SecretStr | None = Field(
+        None, description="with it the provider signs what it sends to /v1/webhooks/payments"
+    )
+    payments_timeout_s: float = Field(10, gt=0, le=80, description="the longest that one call to the provider may take")
+    payments_concurrency: int = Field(16, ge=1, le=200, description="calls to the provider under way at once")
+    payments_silent_s: float = Field(60, gt=0, description="an intent that nothing was heard of for this long is asked")
+    payments_backlog_max_bytes: int = Field(
+        64 * MIB, ge=1 * MIB, description="webhooks not yet applied; beyond it the provider gets 503 and sends again"
+    )
+    provider_grace_s: float = Field(
+        60, ge=0, description="how long after its deadline an order with an open intent waits for an absent provider"
+    )
+    extension_guard_s: float = Field(
+        5, ge=0, description="a hold is not extended any more when less than this is left of it"
+    )
+    sweep_s: float = Field(1, gt=0, le=60, description="pause between two looks for holds past their deadline")
+    webhook_retry_s: tuple[int, ...] = Field(
+        (5, 30, 300, 1800, 7200, 18_000, 36_000, 36_000),
+        description="pauses before each further try of an outgoing webhook, as JSON; given up after the last",
+    )
+    webhook_timeout_s: float = Field(10, gt=0, le=60, description="an endpoint answers a webhook within this")
+    webhook_allow: tuple[str, ...] = Field(
+        (), description="networks (CIDR), as JSON, where an endpoint may be private and plain http: for tests"
+    )
+
     ledger_timeout_s: float = Field(1, gt=0, description="the longest that a page waits for PostgreSQL before 503")
     ledger_connections: int = Field(4, ge=1, le=100, description="PostgreSQL connections of one front end's pages")
     valkey_connections: int = Field(16, ge=1, le=1000, description="Valkey connections of one front end's pages")
     writer_rows: int = Field(5000, ge=1, le=100_000, description="order rows that the ledger writer commits at once")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line kept")
 
-    @field_validator("redis_url", "database_url", "secret", mode="before")
+    @field_validator(
+        "redis_url",
+        "database_url",
+        "secret",
+        "payments_url",
+        "payments_api_key",
+        "payments_webhook_secret",
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -161,8 +203,8 @@ class Settings(BaseSettings):
         """Every setting in the order of this file; secret and passwords are masked."""
         for name, field in type(self).model_fields.items():
             value, default = getattr(self, name), field.default
-            if name == "secret":
-                value = None if value is None else "(set)"
+            if isinstance(value, SecretStr):
+                value = "(set)"
             elif name.endswith("_url") and value is not None:
                 value = _PASSWORD.sub(r"\1***@", value)
             yield Knob(

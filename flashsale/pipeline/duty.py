@@ -1,0 +1,80 @@
+"""A duty: work that one worker does at a time, while it holds an advisory lock; the others stand by.
+
+Whoever holds the lock has a connection of its own to the ledger. A server that is lost is no fault: the duty begins
+again when it is back, from what ledger and Valkey then say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import asyncpg
+import structlog
+from redis.exceptions import RedisError
+
+from flashsale.ledger.pool import CONNECTION_LOST, Connection, LedgerAway, connect
+
+log = structlog.get_logger(__name__)
+
+STANDBY_POLL_S = 0.2  # a stand-by takes over within this after the holder's connection is gone
+BACKOFF_S = (0.05, 1.0)  # first and longest pause after a loss
+VALKEY_LOST = (OSError, RedisError, TimeoutError)
+LOST: tuple[type[BaseException], ...] = (*CONNECTION_LOST, *VALKEY_LOST, LedgerAway, asyncpg.PostgresError)
+
+
+class Duty:
+    """Subclasses say what the work is; `name` is how logs call it, `lock` a number that is this duty's alone."""
+
+    name: str
+    lock: int
+
+    def __init__(self, database_url: str, *, partition: int = 0) -> None:
+        self._database_url = database_url
+        self._partition = partition
+        self.stopping = asyncio.Event()
+        self.working = False
+        """Whether this one holds the lock and works; False: it stands by or waits for a server."""
+
+    async def work(self, connection: Connection) -> None:
+        """The work itself, until `stopping` is set. Raises one of LOST where a server is lost."""
+        raise NotImplementedError
+
+    async def run(self) -> None:
+        """Works until stop(); begins again after every loss."""
+        pause = BACKOFF_S[0]
+        while not self.stopping.is_set():
+            began = time.monotonic()
+            try:
+                await self._hold_and_work()
+            except LOST as fault:
+                log.warning("a duty waits", duty=self.name, reason=f"{type(fault).__name__}: {fault}")
+            if time.monotonic() - began > BACKOFF_S[1]:
+                pause = BACKOFF_S[0]
+            await self.pause(pause)
+            pause = min(2 * pause, BACKOFF_S[1])
+
+    def stop(self) -> None:
+        """Ends run() when the step under way is done."""
+        self.stopping.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Waits, unless it is time to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.stopping.wait()
+
+    async def _hold_and_work(self) -> None:
+        connection = await connect(self._database_url)
+        try:
+            while not await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", self.lock, self._partition):
+                await self.pause(STANDBY_POLL_S)
+                if self.stopping.is_set():
+                    return
+            self.working = True
+            log.info("a duty is taken up", duty=self.name, partition=self._partition)
+            await self.work(connection)
+        finally:
+            self.working = False
+            connection.terminate()
