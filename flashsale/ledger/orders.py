@@ -17,7 +17,8 @@ COPY_COLUMNS = (*RECORD_COLUMNS, "partition", "journal_ms", "journal_seq")
 _SOLD = ", ".join(f"'{status}'" for status, units in UNITS.items() if units is Units.SOLD)
 _READ = (
     "id, sale, shopper, idempotency_key, market, channel, lane, ship_to, skus, quantities, prices, total, currency,"
-    " catalogue_version, fingerprint, hold_ms, partition, journal_ms, journal_seq, status, payment"
+    " catalogue_version, fingerprint, hold_ms, partition, journal_ms, journal_seq, status, payment, changes, extended,"
+    " cancelled, shipped, returned, refunded"
 )
 
 # Orders whose units went back: a release's movement says so, whatever became of the order's status.
@@ -53,6 +54,12 @@ class OrderRow:
     journal_seq: int
     status: str
     payment: str
+    changes: int  # entries of its history; the row itself is the first
+    extended: bool  # hold_ms holds the sale's extension already
+    cancelled: list[int] | None  # units of each line; None: none
+    shipped: list[int] | None
+    returned: list[int] | None
+    refunded: list[int] | None  # units whose price went back, or was never taken
 
 
 async def copy(connection: Connection, lines: bytes, table: str = "orders") -> int:
@@ -71,6 +78,12 @@ async def copy(connection: Connection, lines: bytes, table: str = "orders") -> i
 async def find(connection: Connection, order_id: str) -> OrderRow | None:
     """The order of that id."""
     row = await connection.fetchrow(f"SELECT {_READ} FROM orders WHERE id = $1 LIMIT 1", order_id)  # noqa: S608
+    return None if row is None else OrderRow(*row)
+
+
+async def lock(connection: Connection, order_id: str) -> OrderRow | None:
+    """The order of that id; nobody else changes it until this transaction ends."""
+    row = await connection.fetchrow(f"SELECT {_READ} FROM orders WHERE id = $1 LIMIT 1 FOR UPDATE", order_id)  # noqa: S608
     return None if row is None else OrderRow(*row)
 
 
