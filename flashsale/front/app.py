@@ -21,23 +21,23 @@ from flashsale.front.events import STREAMS, Streams
 
 Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-ROUTES: tuple[tuple[str, Page], ...] = (
-    ("/v1/sales", sales.sales),
-    ("/v1/sales/{sale}", sales.sale),
-    ("/v1/sales/{sale}/offers", sales.offers),
-    ("/v1/sales/{sale}/stock", stock.stock),
-    ("/v1/orders/{id}", orders.order),
-    ("/v1/orders/{id}/events", orders.order_events),
-    ("/v1/shoppers/me/orders", shoppers.my_orders),
-    ("/livez", health.livez),
-    ("/readyz", health.readyz),
-    ("/metrics", health.show_metrics),
-    ("/problems", problems.problems),
-    ("/problems/{name}", problems.problem_page),
-    ("/openapi.json", openapi.document),
-    ("/docs", docs.page),
+ROUTES: tuple[tuple[str, str, Page], ...] = (
+    ("GET", "/v1/sales", sales.sales),
+    ("GET", "/v1/sales/{sale}", sales.sale),
+    ("GET", "/v1/sales/{sale}/offers", sales.offers),
+    ("GET", "/v1/sales/{sale}/stock", stock.stock),
+    ("GET", "/v1/orders/{id}", orders.order),
+    ("GET", "/v1/orders/{id}/events", orders.order_events),
+    ("GET", "/v1/shoppers/me/orders", shoppers.my_orders),
+    ("GET", "/livez", health.livez),
+    ("GET", "/readyz", health.readyz),
+    ("GET", "/metrics", health.show_metrics),
+    ("GET", "/problems", problems.problems),
+    ("GET", "/problems/{name}", problems.problem_page),
+    ("GET", "/openapi.json", openapi.document),
+    ("GET", "/docs", docs.page),
 )
-"""Every page, each of them GET and HEAD."""
+"""Every page; what answers GET answers HEAD too."""
 
 REQUEST_ID = web.RequestKey("request_id", str)
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -60,8 +60,11 @@ def make_app(context: FrontContext) -> web.Application:
     app[STREAMS] = Streams()
     app[stock.SOLD] = stock.Sold()
     app[stock.FEEDS] = stock.Feeds(app, context)
-    for path, page in ROUTES:
-        app.router.add_get(path, page)
+    for method, path, page in ROUTES:
+        if method == "GET":
+            app.router.add_get(path, page)
+        else:
+            app.router.add_route(method, path, page)
     app.router.add_route("*", "/v1/orders", orders.orders_methods)
     app.on_response_prepare.append(_set_headers)
     app.on_shutdown.append(_stop_streams)

@@ -52,6 +52,7 @@ quota = 2
 weight_g = 1000
 prices = {{ {prices} }}
 """
+HOT_ROUTES = {("POST", "/v1/orders")}  # answered by the hot path itself
 BOTH, SG_ONLY = 'SG = "899.00", TH = "18990"', 'SG = "5.05"'
 
 
@@ -432,10 +433,9 @@ async def test_while_valkey_is_rebuilt_nothing_is_said_to_be_absent(house: House
 
 async def test_every_route_is_described_and_every_description_is_a_route(house: House) -> None:
     document = await house.get("/openapi.json")
-    described = {path for path, methods in document["paths"].items() if "get" in methods}
-    assert described == {path for path, _ in ROUTES}
-    assert set(document["paths"]) - described == {"/v1/orders"}
-    assert set(document["paths"]["/v1/orders"]) == {"post"}
+    described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert described - {(method, path) for method, path, _ in ROUTES} == HOT_ROUTES
+    assert {(method, path) for method, path, _ in ROUTES} <= described
     schemas = set(document["components"]["schemas"])
     text = orjson.dumps(document).decode()
     assert {piece.partition('"')[0] for piece in text.split("#/components/schemas/")[1:]} == schemas
@@ -468,7 +468,7 @@ async def test_methods_other_than_reading_are_refused_or_described(house: House)
             assert (answer.status, answer.headers["Allow"]) == (204, allowed)
     async with house.session.post(yarl.URL("/v1/%6frders", encoded=True), data=b"{}") as answer:
         assert problem_of(answer, await answer.read())["name"] == "not-found"
-    for path, _ in ROUTES:
+    for path in (path for method, path, _ in ROUTES if method == "GET"):
         url = path.replace("{sale}", "night").replace("{name}", "internal").replace("{id}", "0" * 30)
         async with house.session.head(url, headers=house.token("ada") | {"Accept": "text/event-stream"}) as answer:
             assert answer.status == (404 if "{id}" in path else 200), path

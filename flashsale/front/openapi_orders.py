@@ -1,0 +1,145 @@
+"""The orders in the OpenAPI document: placing one, reading one, following one."""
+
+from flashsale.errors import PROBLEMS
+from flashsale.front.answers import EVENT_STREAM, JSON, MESSAGEPACK
+from flashsale.front.openapi_terms import (
+    AFTER,
+    ID,
+    LIMIT,
+    ORDER_ID,
+    TEXT,
+    TIME,
+    UNITS,
+    Schema,
+    array,
+    obj,
+    page,
+    problems,
+    ref,
+)
+from flashsale.sale.order import AMOUNT_MAX, LINES_MAX, QUANTITY_MAX, Address
+
+_ORDER_FIELDS: dict[str, Schema] = {
+    "id": ORDER_ID,
+    "sale": TEXT,
+    "status": {
+        "enum": ["reserved", "paid", "expired", "cancelled", "shipped", "delivered", "undeliverable", "refunded"],
+    },
+    "market": TEXT,
+    "channel": TEXT,
+    "lines": array(obj({"sku": TEXT, "quantity": UNITS, "price": ref("Money")})),
+    "total": ref("Money"),
+    "reserved_until": TIME,
+}
+
+_PLACE_ORDER: Schema = {
+    "summary": "Place an order: all lines or none.",
+    "description": "On disk before the answer. The same key sent again gets the same answer again, with "
+    "`Idempotent-Replayed: true`.",
+    "security": [{"bearer": []}],
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": True,
+            "description": "Quoted or bare; the same key each time the same order is sent.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[ -~]+$"},
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {media_type: {"schema": ref("OrderRequest")} for media_type in (JSON, *MESSAGEPACK)},
+    },
+    "responses": {
+        "201": {
+            "description": "The units are reserved until `reserved_until`.",
+            "headers": {
+                "Location": {"schema": TEXT},
+                "Idempotent-Replayed": {"description": "`true`: answered before.", "schema": TEXT},
+            },
+            "content": {media_type: {"schema": ref("Order")} for media_type in (JSON, *MESSAGEPACK)},
+        },
+        **problems(*(name for name in PROBLEMS if name not in ("not-found", "method-not-allowed"))),
+    },
+}
+
+SCHEMAS: dict[str, Schema] = {
+    "Money": obj(
+        {
+            "amount": {"type": "integer", "minimum": 0, "maximum": AMOUNT_MAX, "description": "Minor units, ISO 4217."},
+            "currency": {"type": "string", "minLength": 3, "maxLength": 3},
+        },
+    ),
+    "OrderRequest": obj(
+        {
+            "sale": {"type": "string", "minLength": 1, "maxLength": 64},
+            "lines": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": LINES_MAX,
+                "description": "One line a SKU.",
+                "items": obj(
+                    {
+                        "sku": {"type": "string", "minLength": 1, "maxLength": 64},
+                        "quantity": {"type": "integer", "minimum": 1, "maximum": QUANTITY_MAX},
+                    },
+                    closed=True,
+                ),
+            },
+            "market": {"type": "string", "description": "ISO 3166-1 alpha-2 country code.", "examples": ["SG"]},
+        },
+        {
+            "channel": {"type": "string", "minLength": 1, "maxLength": 64, "description": "Where the order came from."},
+            "lane": {"type": "string", "minLength": 1, "maxLength": 64, "description": "Carrier and route."},
+            "ship_to": obj(
+                {"country": {"type": "string", "pattern": "^[A-Z]{2}$"}},
+                {
+                    name: {"type": ["string", "null"], "maxLength": 200}
+                    for name in Address.__struct_fields__
+                    if name != "country"
+                },
+                closed=True,
+            ),
+            "expected_total": {**ref("Money"), "description": "Refused as price-changed where the total differs."},
+        },
+        closed=True,
+    ),
+    "Order": obj(_ORDER_FIELDS),
+    "OrderRead": obj(
+        {
+            **_ORDER_FIELDS,
+            "created_at": TIME,
+            "history": array(obj({"number": UNITS, "status": TEXT, "at": TIME})),
+        },
+    ),
+    "Orders": obj(
+        {"orders": array(obj({**_ORDER_FIELDS, "created_at": TIME}))},
+        {"next": {**TEXT, "description": "A path."}},
+    ),
+}
+
+PATHS: dict[str, Schema] = {
+    "/v1/orders": {"post": _PLACE_ORDER},
+    "/v1/orders/{id}": page(
+        "An order of one's own; an admin's any.",
+        "OrderRead",
+        *("unauthenticated", "not-found", "overloaded"),
+        parameters=(ID,),
+        bearer=True,
+    ),
+    "/v1/orders/{id}/events": page(
+        "The order's statuses as server-sent events: those after Last-Event-ID, then each new one.",
+        None,
+        *("unauthenticated", "not-found", "overloaded"),
+        parameters=(ID, {"name": "Last-Event-ID", "in": "header", "schema": TEXT}),
+        media_types=(EVENT_STREAM,),
+        bearer=True,
+    ),
+    "/v1/shoppers/me/orders": page(
+        "One's own orders, newest first.",
+        "Orders",
+        *("malformed", "unauthenticated", "overloaded"),
+        parameters=(LIMIT, AFTER),
+        bearer=True,
+    ),
+}
