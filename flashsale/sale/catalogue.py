@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from flashsale.sale.offer import Offer as Offer  # read as a part of the catalogue
-from flashsale.sale.salefile import OFFERS_MAX, Fault, SaleFile, SaleFileFaults
+from flashsale.sale.salefile import DAY_MS, OFFERS_MAX, RETURN_DAYS, Fault, SaleFile, SaleFileFaults
 
 # A sale's number is two bytes of every order id.
 SALE_NUMBER_MAX = 65_535
@@ -24,6 +24,9 @@ CATALOGUE_VERSION_MAX = 2**24 - 1
 class Sale(Struct, frozen=True, dict=True):
     """A sale: its window and hold in milliseconds, its offers in index order, and the secret key of its order ids.
 
+    `extension_ms`: by how much a shopper may extend a hold, once; 0: not at all. `return_ms`: how long after the last
+    shipment or delivery units may be returned. `return_quota`: whether a return lets the shopper buy as many again.
+
     `dict=True` gives the cached look-ups below a place; they aren't encoded.
     """
 
@@ -35,6 +38,9 @@ class Sale(Struct, frozen=True, dict=True):
     closes_at_ms: int
     hold_ms: int
     offers: tuple[Offer, ...]
+    extension_ms: int = 0
+    return_ms: int = RETURN_DAYS * DAY_MS
+    return_quota: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= SALE_NUMBER_MAX:
@@ -47,7 +53,9 @@ class Sale(Struct, frozen=True, dict=True):
     @classmethod
     def from_file(cls, file: SaleFile, number: int, key: bytes) -> "Sale":
         """A new sale from its file. `number` 1..65535, never used before; `key` 32 random bytes, for ever."""
-        return cls(file.id, number, key, file.name, file.opens_at_ms, file.closes_at_ms, file.hold_ms, file.offers)
+        window = (file.opens_at_ms, file.closes_at_ms, file.hold_ms)
+        rules = (file.extension_ms, file.return_ms, file.return_quota)
+        return cls(file.id, number, key, file.name, *window, file.offers, *rules)
 
     @cached_property
     def by_sku(self) -> dict[str, Offer]:
@@ -156,5 +164,8 @@ def updated(old: Sale, new: SaleFile) -> Sale:
         opens_at_ms=new.opens_at_ms,
         closes_at_ms=new.closes_at_ms,
         hold_ms=new.hold_ms,
+        extension_ms=new.extension_ms,
+        return_ms=new.return_ms,
+        return_quota=new.return_quota,
         offers=(*kept, *appended),
     )

@@ -51,13 +51,15 @@ STATUS_CHANGES: Mapping[Status, frozenset[Status]] = {
 }
 
 PAYMENT_CHANGES: Mapping[Payment, frozenset[Payment]] = {
-    # A wallet pays in one step, a card is authorised first. What failed may be tried again until the deadline.
+    # A wallet pays in one step, a card is authorised first. What failed may be tried again until the deadline. An
+    # authorisation that is released went back as well: to the shopper it is no other thing than a refund.
     Payment.NONE: frozenset({Payment.AUTHORISED, Payment.CAPTURED, Payment.FAILED}),
     Payment.FAILED: frozenset({Payment.AUTHORISED, Payment.CAPTURED}),
-    Payment.AUTHORISED: frozenset({Payment.CAPTURED, Payment.FAILED}),
+    Payment.AUTHORISED: frozenset({Payment.CAPTURED, Payment.REFUNDED}),
     Payment.CAPTURED: frozenset({Payment.PART_REFUNDED, Payment.REFUNDED}),
-    Payment.PART_REFUNDED: frozenset({Payment.REFUNDED}),
-    Payment.REFUNDED: frozenset(),
+    Payment.PART_REFUNDED: frozenset({Payment.REFUNDED, Payment.CAPTURED}),
+    # A refund may fail after it had succeeded: the money is with us again.
+    Payment.REFUNDED: frozenset({Payment.PART_REFUNDED, Payment.CAPTURED}),
 }
 
 # Cancelling and expiring give the units back in the same breath; what comes home later (a return, an undeliverable

@@ -43,7 +43,20 @@ SALE_ID = re.compile(r"[a-z0-9-]{1,40}")
 SKU = re.compile(r"[!-~]{1,64}")  # printable ASCII without the space
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")  # BCP 47, as far as a title needs it
 
-_SALE_KEYS = ("id", "name", "opens_at", "closes_at", "hold_seconds")
+RETURN_MAX_DAYS = 365
+RETURN_DAYS = 30  # where the file says nothing
+DAY_MS = 86_400_000
+
+_SALE_KEYS = (
+    "id",
+    "name",
+    "opens_at",
+    "closes_at",
+    "hold_seconds",
+    "extension_seconds",
+    "return_days",
+    "return_quota",
+)
 _OFFER_KEYS = ("sku", "brand", "title", "stock", "quota", "weight_g", "prices")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -82,6 +95,9 @@ class SaleFile(Struct, frozen=True):
     offers: tuple[Offer, ...]
     source: str
     lines: Mapping[str, int]
+    extension_ms: int = 0
+    return_ms: int = RETURN_DAYS * DAY_MS
+    return_quota: bool = False
 
     def line_of(self, field: str) -> int:
         """The line of a field, else of the nearest thing around it that has one; 1 if nothing has."""
@@ -318,7 +334,8 @@ class _Reader:
         sale = self._table(("sale",), document.get("sale"))
         sale_id = name = ""
         opens_at = closes_at = EARLIEST
-        hold_seconds = 0
+        hold_seconds = extension_seconds = 0
+        return_days, return_quota = RETURN_DAYS, False
         if sale is not None:
             self._known_keys(("sale",), sale, _SALE_KEYS)
             sale_id = self._matching(("sale", "id"), sale, SALE_ID, "1 to 40 of a-z, 0-9 and -")
@@ -326,6 +343,12 @@ class _Reader:
             opens_at = self._time(("sale", "opens_at"), sale)
             closes_at = self._time(("sale", "closes_at"), sale)
             hold_seconds = self._integer(("sale", "hold_seconds"), sale, 1, HOLD_MAX_SECONDS)
+            if "extension_seconds" in sale:
+                extension_seconds = self._integer(("sale", "extension_seconds"), sale, 0, HOLD_MAX_SECONDS)
+            if "return_days" in sale:
+                return_days = self._integer(("sale", "return_days"), sale, 0, RETURN_MAX_DAYS)
+            if "return_quota" in sale:
+                return_quota = self._boolean(("sale", "return_quota"), sale)
             if EARLIEST < closes_at <= opens_at:
                 self._fault(("sale", "closes_at"), "must be after opens_at")
         offers = self._offers(document.get("offers"))
@@ -333,7 +356,18 @@ class _Reader:
             raise SaleFileFaults(self._faults)
         lines = {_field(place): line for place, line in self._lines.items()}
         window = ((opens_at - _EPOCH) // _MILLISECOND, (closes_at - _EPOCH) // _MILLISECOND)
-        return SaleFile(sale_id, name, *window, hold_seconds * 1000, offers, self._source, lines)
+        return SaleFile(
+            sale_id,
+            name,
+            *window,
+            hold_seconds * 1000,
+            offers,
+            self._source,
+            lines,
+            extension_ms=extension_seconds * 1000,
+            return_ms=return_days * DAY_MS,
+            return_quota=return_quota,
+        )
 
     def _offers(self, tables: object) -> tuple[Offer, ...]:
         if tables is None or tables == []:
@@ -458,6 +492,13 @@ class _Reader:
         else:
             return value
         return least
+
+    def _boolean(self, place: Place, table: dict[str, object]) -> bool:
+        value = table[place[-1]]  # type: ignore[index]  # a key of a table is text
+        if isinstance(value, bool):
+            return value
+        self._fault(place, f"must be true or false, not {_kind(value)}")
+        return False
 
     def _time(self, place: Place, table: dict[str, object]) -> datetime:
         value = table.get(str(place[-1]))

@@ -61,10 +61,10 @@ def test_status_changes_are_the_design_s() -> None:
     }
 
 
-def test_money_is_never_refunded_before_it_was_captured() -> None:
-    refunds = {Payment.PART_REFUNDED, Payment.REFUNDED}
-    for refund in refunds:
-        assert set(sources(refund, PAYMENT_CHANGES)) <= {Payment.CAPTURED, *refunds}
+def test_money_goes_back_only_after_it_was_taken_or_authorised() -> None:
+    backs = {Payment.PART_REFUNDED, Payment.REFUNDED}
+    assert set(sources(Payment.PART_REFUNDED, PAYMENT_CHANGES)) <= {Payment.CAPTURED, *backs}
+    assert set(sources(Payment.REFUNDED, PAYMENT_CHANGES)) <= {Payment.AUTHORISED, Payment.CAPTURED, *backs}
 
 
 def test_every_status_says_where_the_units_are() -> None:
