@@ -154,7 +154,7 @@ INSERT INTO webhook_mark (tx) VALUES (pg_current_xact_id());
 """
 
 
-async def _extend(driver: asyncpg.Connection[asyncpg.Record]) -> None:
+async def _extend(driver: "asyncpg.Connection[asyncpg.Record]") -> None:
     await driver.execute(SCHEMA)
     await Queries.from_asyncpg_connection(driver).install()  # the job queue's own tables
 
