@@ -8,6 +8,14 @@ CATALOGUE = "catalogue"
 """Hash: catalogue version (decimal) -> document (`Catalogue.encode()`). The version in force stands in each partition's
 hash; every version that an unsettled sale used stays, because a replay is repriced at its own."""
 
+PAYMENT_EVENTS = "payment-events"
+"""Stream: the payment provider's webhooks, as they came, until they are applied. Of no partition, because what an event
+is about is known only when it is read; a rebuild leaves it as it is."""
+
+PAYMENT_EVENTS_STATE = "{payment-events}:state"
+"""Hash, in the slot of the stream: written and trimmed (bytes ever put into that stream, and of these applied and cut
+off), last (its newest entry's id)."""
+
 
 def tag(partition: int) -> str:
     """The hash tag that every key of `partition` carries."""
@@ -48,3 +56,9 @@ def quota(partition: int, sale_id: str) -> str:
 def holds(partition: int, sale_id: str) -> str:
     """Hash: an order id's last 12 bytes -> its hold (see holds.py). A used id stays until the sale is settled."""
     return f"{tag(partition)}:{sale_id}:holds"
+
+
+def returns(partition: int, sale_id: str) -> str:
+    """Hash: SKU index -> ms at which units of open holds may come back, the earliest; no field: none may. Told by the
+    ledger now and then, for what a sold-out order is answered; nothing else relies on it."""
+    return f"{tag(partition)}:{sale_id}:returns"
