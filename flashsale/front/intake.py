@@ -11,7 +11,8 @@ import re
 from flashsale.errors import Refused
 from flashsale.front.auth import Verifier
 from flashsale.front.framing import ACCEPT, AUTHORIZATION, CODING, KEY, TYPE, Head
-from flashsale.sale.order import InvalidOrder, MalformedBody, from_json, from_msgpack
+from flashsale.sale.decoding import InvalidBody, MalformedBody
+from flashsale.sale.order import from_json, from_msgpack
 from flashsale.sale.priced import Order, PricedSale, UnknownMarket, UnknownSku
 
 KEY_MAX = 64
@@ -100,7 +101,7 @@ class Intake:
             order.request = from_msgpack(body) if packed else from_json(body)
         except MalformedBody as fault:
             raise Refused("malformed", f"The body can't be decoded: {fault}") from None
-        except InvalidOrder as fault:
+        except InvalidBody as fault:
             raise Refused("invalid-order", fields=fault.fields) from None
         order.key, order.shopper, order.msgpack, order.answer = key, claims.sub, packed, None
         return order

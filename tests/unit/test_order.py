@@ -10,16 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashsale.sale.order import (
-    FAULTS_MAX,
-    LINES_MAX,
-    QUANTITY_MAX,
-    InvalidOrder,
-    MalformedBody,
-    OrderRequest,
-    from_json,
-    from_msgpack,
-)
+from flashsale.sale.decoding import FAULTS_MAX, InvalidBody, MalformedBody
+from flashsale.sale.order import LINES_MAX, QUANTITY_MAX, OrderRequest, from_json, from_msgpack
 
 ORDER: dict[str, Any] = {"sale": "double11", "lines": [{"sku": "A", "quantity": 1}], "market": "SG"}
 WHOLE = ORDER | {
@@ -39,7 +31,7 @@ def faults(document: Any) -> dict[str, str]:
             continue
         try:
             read(body)
-        except InvalidOrder as fault:
+        except InvalidBody as fault:
             found.append(fault.fields)
         else:
             found.append({})
@@ -58,7 +50,7 @@ def _packed(document: Any) -> bytes | None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_malformed_or_no_order(body: bytes) -> None:
     for read in (from_json, from_msgpack):
-        with pytest.raises((MalformedBody, InvalidOrder)):
+        with pytest.raises((MalformedBody, InvalidBody)):
             read(body)
 
 
@@ -69,7 +61,7 @@ def test_a_damaged_order_is_taken_or_refused_never_an_error(data: st.DataObject,
     for read in (from_json, from_msgpack):
         try:
             order = read(damaged)
-        except (MalformedBody, InvalidOrder):
+        except (MalformedBody, InvalidBody):
             continue
         assert isinstance(order, OrderRequest)
 
@@ -88,7 +80,7 @@ def test_a_field_of_any_value_is_taken_or_named(field: str, value: Any) -> None:
         from_json(json.dumps(WHOLE | {field: value}).encode())
     except MalformedBody:
         assert "NaN" in json.dumps(value) or "Infinity" in json.dumps(value)
-    except InvalidOrder as fault:
+    except InvalidBody as fault:
         named = {name.partition(".")[0].partition("[")[0] for name in fault.fields}
         assert named == {field}
 
@@ -144,7 +136,7 @@ def test_fields_that_are_missing_are_named() -> None:
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\0"])
 def test_what_no_ledger_can_store_is_named(field: str, text: str) -> None:
     body = json.dumps(ORDER | {"ship_to": {"country": "SG", field: text}}).encode()
-    with pytest.raises(InvalidOrder) as fault:
+    with pytest.raises(InvalidBody) as fault:
         from_json(body)
     assert set(fault.value.fields) == {f"ship_to.{field}"}
 
@@ -178,10 +170,10 @@ def test_nesting_without_end_is_malformed() -> None:
 )
 def test_a_timestamp_however_far_is_no_field_of_an_order(timestamp: bytes) -> None:
     for name, changes in (("sale", {"sale": "@"}), ("lines[0].sku", {"lines": [{"sku": "@", "quantity": 1}]})):
-        with pytest.raises(InvalidOrder) as fault:
+        with pytest.raises(InvalidBody) as fault:
             from_msgpack(msgpack.packb(ORDER | changes).replace(b"\xa1@", timestamp))
         assert set(fault.value.fields) == {name}
-    with pytest.raises(InvalidOrder):
+    with pytest.raises(InvalidBody):
         from_msgpack(timestamp)
 
 
