@@ -19,6 +19,7 @@ ALTER TABLE orders
     ADD COLUMN cancelled int4[],                        -- units of each line; NULL: none
     ADD COLUMN shipped   int4[],
     ADD COLUMN returned  int4[],
+    ADD COLUMN restocked int4[],                        -- of the returned units those on the shelf again
     ADD COLUMN refunded  int4[];                        -- units whose price went back, or was never taken
 DROP INDEX orders_sold;
 CREATE INDEX orders_time ON orders (journal_ms);
@@ -35,6 +36,7 @@ CREATE TABLE history (
 );
 CREATE INDEX history_order ON history USING hash (order_id);
 CREATE INDEX history_tx ON history (tx);
+CREATE INDEX history_time ON history USING brin (at_ms);  -- for replays; it costs an insert next to nothing
 
 CREATE TABLE payment (
     order_id    text   COLLATE "C" PRIMARY KEY,
@@ -53,8 +55,10 @@ CREATE TABLE payment (
     released    int8   NOT NULL DEFAULT 0,
     refunding   int8   NOT NULL DEFAULT 0,      -- of the refunds that did not fail, the part that is under way
     refunded    int8   NOT NULL DEFAULT 0,
+    refund_failed int8 NOT NULL DEFAULT 0,      -- of the refunds that failed: owed to the shopper, by hand
     goodwill    int8   NOT NULL DEFAULT 0,      -- given back beyond what lines were worth
     capture_before_ms int8,
+    late        text   COLLATE "C",             -- paid after expiry: asked (for the units), taken, refused
     dispute     text   COLLATE "C",             -- open, won, lost
     dispute_id  text   COLLATE "C",
     failure     text,
@@ -130,21 +134,31 @@ CREATE TABLE webhook_endpoint (
 );
 
 CREATE TABLE webhook_delivery (
-    id          text   COLLATE "C" PRIMARY KEY, -- endpoint and message: one delivery of a message an endpoint
+    id          text   COLLATE "C" PRIMARY KEY, -- endpoint, order and number: one delivery of a message an endpoint
     endpoint    text   COLLATE "C" NOT NULL REFERENCES webhook_endpoint,
-    message_id  text   COLLATE "C" NOT NULL,
+    order_id    text   COLLATE "C" NOT NULL,    -- with the number the history entry that the message is made of
+    number      int4   NOT NULL,
     event       text   COLLATE "C" NOT NULL,
-    order_id    text   COLLATE "C",
-    payload     text   NOT NULL,
     status      text   COLLATE "C" NOT NULL DEFAULT 'pending',   -- pending, delivered, given_up
     tries       int4   NOT NULL DEFAULT 0,
     http_status int4,
     error       text,
     created_ms  int8   NOT NULL,
+    queued_ms   int8   NOT NULL,                -- made, or replayed last: its schedule began then
     tried_ms    int8,
-    next_ms     int8
+    next_ms     int8   NOT NULL                 -- not tried before; while a try is under way, when that one is lost
 );
 CREATE INDEX webhook_delivery_time ON webhook_delivery (created_ms);
+CREATE INDEX webhook_delivery_next ON webhook_delivery (next_ms) WHERE status = 'pending';
+
+-- Asked for and under way: history of transactions from next_tx to before end_tx goes to an endpoint again.
+CREATE TABLE webhook_replay (
+    number      int8   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    endpoint    text   COLLATE "C" NOT NULL REFERENCES webhook_endpoint,
+    since_ms    int8   NOT NULL,
+    next_tx     xid8,                           -- NULL: not begun
+    end_tx      xid8
+);
 
 CREATE TABLE webhook_mark (
     one         bool   PRIMARY KEY DEFAULT true CHECK (one),
