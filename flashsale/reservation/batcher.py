@@ -9,7 +9,6 @@ sent and not answered is sent again until its time is over, then refused as `out
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -22,7 +21,18 @@ import hiredis
 import structlog
 
 from flashsale.reservation import keys
-from flashsale.reservation.link import Address, Link, connect, encode
+from flashsale.reservation.link import (
+    CHECK_S,
+    LOST_TO_VALKEY,
+    POLL_S,
+    RECONNECT_S,
+    REFUSED_BY_VALKEY,
+    SILENT_S,
+    Address,
+    Link,
+    encode,
+    keep,
+)
 from flashsale.reservation.scripts import Script
 from flashsale.sale.catalogue import Catalogue
 from flashsale.sale.priced import Order, PricedSale
@@ -30,13 +40,7 @@ from flashsale.sale.priced import Order, PricedSale
 log = structlog.get_logger(__name__)
 
 RESERVE = Script("reserve")
-POLL_S = 0.1  # how often a ready link asks for epoch, version and backlog; also the pace of time-outs
-RECONNECT_S = 0.05  # pause between attempts to connect or to verify
-CHECK_S = 1.0  # how often Valkey's settings are looked at again: somebody may change them while a sale runs
 AWAY_S = 0.25  # a link gone for less is a hiccup that orders wait out; gone for longer, they are refused at once
-SILENT_S = 1.0  # a call that takes longer than any disk's bad moment: orders are refused at once until it is answered
-REFUSED_BY_VALKEY = ("OOM", "BUSY", "LOADING", "NOPERM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
-LOST_TO_VALKEY = ("READONLY", "MASTERDOWN")  # this server is no primary any more: connect again
 
 
 class Front(Protocol):
@@ -407,27 +411,16 @@ class Batcher:
         """Keeps a verified link until cancelled."""
         ticking = self._loop.create_task(self._tick())
         try:
-            while True:
-                began = self._loop.time()
-                try:
-                    self._link = await connect(self._address, self._lost, self._limits.answer_within_s)
-                except (OSError, hiredis.HiredisError) as error:
-                    self._reasons = [f"Valkey does not answer: {error or type(error).__name__}"]
-                    await asyncio.sleep(RECONNECT_S)
-                    continue
-                with contextlib.suppress(OSError, hiredis.HiredisError):
-                    await self._attend(self._link)
-                self._link.abort()
-                await self._link.gone.wait()
-                if self._loop.time() - began < RECONNECT_S:  # it loads its data, say, and refuses every command
-                    await asyncio.sleep(RECONNECT_S)
+            await keep(self._address, self._attend, self._lost, self._not_connected, self._limits.answer_within_s)
         finally:
             ticking.cancel()
-            if self._link is not None:
-                self._link.abort()
+
+    def _not_connected(self, reason: str) -> None:
+        self._reasons = [reason]
 
     async def _attend(self, link: Link) -> None:
         """Verifies the link, then polls what may change; raises when the link is lost or silent."""
+        self._link = link
         patience_s = self._limits.answer_within_s
         async with asyncio.timeout(patience_s):
             info = await link.ask(b"INFO", b"server")

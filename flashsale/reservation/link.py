@@ -1,18 +1,27 @@
-"""The hot path's own connection to Valkey: RESP over hiredis on an asyncio transport, calls answered in order.
+"""The hot path's own connections to Valkey: RESP over hiredis on an asyncio transport, calls answered in order.
 
 redis-py's asyncio client costs several times the CPU a call, whatever the call carries; this knows only how to send
 encoded commands and hand back their answers. It never retries: what a lost connection means is the caller's to decide.
+Who needs one always (batcher.py, events.py) has it kept by `keep`, and tells an error's meaning by its first word.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import hiredis
+
+RECONNECT_S = 0.05  # pause between attempts to connect or to verify
+POLL_S = 0.1  # how often a ready link asks what may have changed (epoch, version, backlog); also the pace of time-outs
+CHECK_S = 1.0  # how often Valkey's settings are looked at again: somebody may change them while a sale runs
+SILENT_S = 1.0  # a call that takes longer than any disk's bad moment: all is refused at once until it is answered
+REFUSED_BY_VALKEY = ("OOM", "BUSY", "LOADING", "NOPERM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
+LOST_TO_VALKEY = ("READONLY", "MASTERDOWN")  # this server is no primary any more: connect again
 
 Answered = Callable[[Any], None]
 """Takes a call's answer: what hiredis makes of it (errors are hiredis.ReplyError values), None if the link is lost."""
@@ -116,7 +125,7 @@ class Link(asyncio.Protocol):
 
         self.call(encode(list(arguments)), answered)
         answer = await future
-        if answer is None and self._transport is None:
+        if self._transport is None:  # even if the answer came: who goes on would take the link for good
             raise ConnectionError("the link to Valkey was lost")
         if isinstance(answer, hiredis.ReplyError):
             raise answer
@@ -143,3 +152,34 @@ async def connect(address: Address, lost: Callable[[Link], None], timeout_s: flo
             link.abort()
             raise
     return link
+
+
+async def keep(
+    address: Address,
+    attend: Callable[[Link], Awaitable[None]],
+    lost: Callable[[Link], None],
+    away: Callable[[str], None],
+    timeout_s: float,
+) -> None:
+    """Keeps a link until cancelled: hands each new one to `attend`, which uses it until it raises OSError or a hiredis
+    error, and connects again. `lost` as Link has it; `away` is told why there is none."""
+    loop = asyncio.get_running_loop()
+    link: Link | None = None
+    try:
+        while True:
+            began = loop.time()
+            try:
+                link = await connect(address, lost, timeout_s)
+            except (OSError, hiredis.HiredisError) as error:
+                away(f"Valkey does not answer: {error or type(error).__name__}")
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            with contextlib.suppress(OSError, hiredis.HiredisError):
+                await attend(link)
+            link.abort()
+            await link.gone.wait()
+            if loop.time() - began < RECONNECT_S:  # it loads its data, say, and refuses every command
+                await asyncio.sleep(RECONNECT_S)
+    finally:
+        if link is not None:
+            link.abort()
