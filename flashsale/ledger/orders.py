@@ -18,7 +18,7 @@ _SOLD = ", ".join(f"'{status}'" for status, units in UNITS.items() if units is U
 _READ = (
     "id, sale, shopper, idempotency_key, market, channel, lane, ship_to, skus, quantities, prices, total, currency,"
     " catalogue_version, fingerprint, hold_ms, partition, journal_ms, journal_seq, status, payment, changes, extended,"
-    " cancelled, shipped, returned, refunded"
+    " cancelled, shipped, returned, restocked, refunded"
 )
 
 # Orders whose units went back: a release's movement says so, whatever became of the order's status.
@@ -59,6 +59,7 @@ class OrderRow:
     cancelled: list[int] | None  # units of each line; None: none
     shipped: list[int] | None
     returned: list[int] | None
+    restocked: list[int] | None  # of the returned those on the shelf again
     refunded: list[int] | None  # units whose price went back, or was never taken
 
 

@@ -74,6 +74,17 @@ UNITS: Mapping[Status, Units] = {
     Status.UNDELIVERABLE: Units.SOLD,
 }
 
+LETTERS: Mapping[Status, str] = {
+    Status.RESERVED: "h",
+    Status.EXPIRED: "e",
+    Status.PAID: "p",
+    Status.SHIPPED: "s",
+    Status.DELIVERED: "d",
+    Status.UNDELIVERABLE: "u",
+    Status.CANCELLED: "c",
+}
+"""How an order's hold tells its status; upper case where the hold was extended."""
+
 _State = TypeVar("_State", bound=StrEnum)
 
 
