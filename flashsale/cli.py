@@ -24,6 +24,7 @@ COMMANDS = {
     "audit": "flashsale.commands.audit",
     "recover": "flashsale.commands.recover",
     "config": "flashsale.commands.config",
+    "sandbox": "flashsale.commands.sandbox",
 }
 
 

@@ -26,6 +26,7 @@ _TEXT_MAX = 200
 
 
 class _Method(msgspec.Struct):
+    id: str | None = None
     type: str | None = None
 
 
@@ -155,7 +156,9 @@ def intent_fact(intent: StripeObject, source: str) -> PaymentFact | ForeignEvent
         case "requires_payment_method" if error is not None:
             state = IntentState.FAILED
             failure = _text(error.decline_code or error.code or error.type or "declined")
-            attempt = _text(error.charge or _charge_id(intent))
+            # A redirect that failed made no charge: then the wallet's method, which is made anew for each try.
+            tried = error.payment_method.id if error.payment_method is not None else None
+            attempt = _text(error.charge or tried or _charge_id(intent))
         case "requires_payment_method" | "requires_confirmation" | "requires_action":
             state = IntentState.OPEN
         case "processing":
@@ -250,6 +253,8 @@ _DISPUTE_STATES = {
     "warning_closed": DisputeState.WON,
     "needs_response": DisputeState.OPEN,
     "under_review": DisputeState.OPEN,
+    "appeal_needs_response": DisputeState.OPEN,
+    "appeal_under_review": DisputeState.OPEN,
     "prevented": DisputeState.WON,
     "won": DisputeState.WON,
     "lost": DisputeState.LOST,
@@ -350,6 +355,9 @@ _KINDS: dict[str, tuple[_Reader, str]] = {
 _READERS: dict[str, _Reader] = {
     f"{kind}.{word}": reader for kind, (reader, words) in _KINDS.items() for word in words.split()
 }
+
+EVENT_TYPES: frozenset[str] = frozenset(_READERS)
+"""What the account's webhook endpoint has to subscribe to; anything more is answered and counted, no more."""
 
 decode_object = msgspec.json.Decoder(StripeObject).decode
 """One object of an API answer."""

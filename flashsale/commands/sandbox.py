@@ -1,0 +1,82 @@
+"""`flashsale sandbox`: servers that stand in for the outside world while one develops and tests."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="sandbox",
+    help="Servers that stand in for the outside world.",
+    epilog="Example: flashsale sandbox payments --port 12111",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def sandboxes() -> None:
+    """Servers that stand in for the outside world."""
+
+
+@app.command(
+    epilog="Example: flashsale sandbox payments --port 12111 --webhook-url http://127.0.0.1:8080/v1/webhooks/payments"
+)
+def payments(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0: a free one.")] = 0,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Where its state lies; unset: `payments` in the engine's.")
+    ] = None,
+    webhook_url: Annotated[
+        str | None, typer.Option("--webhook-url", help="Where its events are sent; unset: they are only listed.")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", help="Better FLASHSALE_PAYMENTS_API_KEY, which no process list shows."),
+    ] = None,
+    webhook_secret: Annotated[
+        str | None,
+        typer.Option("--webhook-secret", help="Better FLASHSALE_PAYMENTS_WEBHOOK_SECRET, which no process list shows."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print {pid, address, api_key, webhook_secret} when it serves.")
+    ] = False,
+) -> None:
+    """A payment provider that answers as Stripe does, moves no money, and fails on request, until SIGTERM.
+
+    It answers what the engine asks of Stripe, signs its webhooks, and shows a page to pay or decline. A key that is
+    not given is made once. POST {address}/sandbox/faults declines, delays, times out after charging, and repeats,
+    reorders and loses webhooks.
+    """
+    import uvloop
+
+    from flashsale import logs, settings
+    from flashsale.partners.payments.sandbox import server
+
+    chosen = settings.load()
+    logs.set_up(chosen.log_level, part="payments-sandbox")
+    directory = (data_dir or chosen.data_dir / "payments").absolute()
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if webhook_url is not None and not webhook_url.startswith(("http://", "https://")):
+        raise typer.BadParameter("an http or https URL", param_hint="--webhook-url")
+    known = (
+        api_key or (chosen.payments_api_key.get_secret_value() if chosen.payments_api_key else None),
+        webhook_secret
+        or (chosen.payments_webhook_secret.get_secret_value() if chosen.payments_webhook_secret else None),
+    )
+    keys = server.keys_of(directory, *known)
+
+    def tell(address: str) -> None:
+        if as_json:
+            told = {"pid": os.getpid(), "address": address, **keys._asdict()}
+            print(json.dumps(told), flush=True)
+        else:
+            # A key that came from outside is known outside.
+            made = [f"{name}: {key}" for name, key, given in zip(keys._fields, keys, known, strict=True) if not given]
+            print("\n".join([f"payments sandbox {address}", *made]), flush=True)
+
+    uvloop.run(server.run(port, directory, webhook_url, keys, tell))

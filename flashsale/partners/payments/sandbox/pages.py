@@ -1,0 +1,208 @@
+"""What a shopper sees at the sandbox: the hosted pay page of a session, and the page of a wallet. Pay, or decline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html import escape
+from typing import TypeVar
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from flashsale.partners.payments.sandbox import intents, sessions, shapes
+from flashsale.partners.payments.sandbox.errors import ApiError
+from flashsale.partners.payments.sandbox.store import Change, Object, Store
+from flashsale.sale.money import format_amount
+
+T = TypeVar("T")
+INTENTS_SHOWN = 100
+_NAMES = {"card": "Card", "alipay": "Alipay", "grabpay": "GrabPay"}
+_STYLE = (
+    "body{font:1rem/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "button{font:inherit;padding:.4rem 1rem;margin:.2rem .4rem .2rem 0}"
+    "td,th{text-align:left;padding:.1rem 1rem .1rem 0}"
+)
+
+
+class Pages:
+    """The HTML routes of one sandbox."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/", self._home),
+            web.get("/sandbox/", self._list),
+            web.get("/c/pay/{id}", self._session),
+            web.post("/c/pay/{id}", self._pay_session),
+            web.get("/r/{id}", self._wallet),
+            web.post("/r/{id}", self._pay_wallet),
+        ]
+
+    async def _home(self, request: web.Request) -> web.Response:
+        raise web.HTTPSeeOther("/sandbox/")
+
+    async def _list(self, request: web.Request) -> web.Response:
+        """GET /sandbox/: the newest intents, for people."""
+        found, _ = await self._store.do(lambda change: change.page("payment_intent", INTENTS_SHOWN))
+        rows = "".join(
+            f"<tr><td><code>{escape(about['id'])}</code><td>{escape(about['metadata'].get('order', ''))}"
+            f"<td>{escape(_amount(about))}<td>{escape(about['status'])}"
+            for about in found
+        )
+        head = "<tr><th>intent<th>order<th>amount<th>status"
+        return _page("Payments sandbox", f"<p>The newest {len(found)} intents.</p><table>{head}{rows}</table>")
+
+    async def _session(self, request: web.Request) -> web.Response:
+        session, about = await self._of_session(request.match_info["id"])
+        return _session_page(session, about, "")
+
+    async def _of_session(self, session_id: str) -> tuple[Object, Object]:
+        def read(change: Change) -> tuple[Object, Object]:
+            session = sessions.find(change, session_id)
+            return session, intents.find(change, session["payment_intent"])
+
+        return await self._found(read)
+
+    async def _found(self, work: Callable[[Change], T]) -> T:
+        try:
+            return await self._store.do(work)
+        except ApiError as fault:
+            page = _page("Not found" if fault.status == 404 else "Not possible", f"<p>{escape(str(fault))}</p>")
+            page.set_status(fault.status)
+            raise _Ended(page) from None
+
+    async def _pay_session(self, request: web.Request) -> web.Response:
+        form = await _form(request)
+        method_type, decline = form.get("method", "card"), form.get("action") == "decline"
+        session_id = request.match_info["id"]
+
+        def pay(change: Change) -> tuple[Object, Object, bool]:
+            session = sessions.find(change, session_id)
+            about = intents.find(change, session["payment_intent"])
+            if session["status"] != "open" or about["status"] not in intents.OPEN:
+                return session, about, False
+            if method_type not in about["payment_method_types"]:
+                raise ApiError(400, "This payment is not offered with that method.")
+            _try(change, about, method_type, decline)
+            return sessions.find(change, session_id), about, True
+
+        session, about, _ = await self._found(pay)
+        if session["status"] == "complete":
+            return _redirect(session["success_url"].replace("{CHECKOUT_SESSION_ID}", session["id"]))
+        return _session_page(session, about, "The payment was declined. Try again.")
+
+    async def _wallet(self, request: web.Request) -> web.Response:
+        about = await self._found(lambda change: intents.find(change, request.match_info["id"]))
+        wallet = request.query.get("method", "")
+        if about["status"] != "requires_action" or wallet not in shapes.WALLETS:
+            return _page("Payment", f"<p>{escape(_amount(about))}</p><p>{escape(_state(about))}</p>")
+        target = about["next_action"][about["next_action"]["type"]]["return_url"]
+        name = _NAMES[wallet]
+        forms = _form_of(f"/r/{about['id']}", wallet, "pay", f"Pay with {name}") + _form_of(
+            f"/r/{about['id']}", wallet, "decline", "Decline"
+        )
+        return _page(
+            name, f"<p>{escape(about['description'] or '')}</p><h2>{escape(_amount(about))}</h2>{forms}", target
+        )
+
+    async def _pay_wallet(self, request: web.Request) -> web.Response:
+        form = await _form(request)
+        decline = form.get("action") == "decline"
+        intent_id = request.match_info["id"]
+
+        def pay(change: Change) -> tuple[Object, str | None]:
+            about = intents.find(change, intent_id)
+            if about["status"] != "requires_action":
+                return about, None
+            action = about["next_action"]
+            wallet = "alipay" if action["type"].startswith("alipay") else "grabpay"
+            _try(change, about, wallet, decline)
+            return about, action[action["type"]]["return_url"]
+
+        about, target = await self._found(pay)
+        if target is None:
+            return _page("Payment", f"<p>{escape(_amount(about))}</p><p>{escape(_state(about))}</p>")
+        outcome = "succeeded" if about["status"] == "succeeded" else "failed"
+        added = urlencode({"payment_intent": about["id"], "redirect_status": outcome})
+        path, _, fragment = target.partition("#")
+        return _redirect(f"{path}{'&' if '?' in path else '?'}{added}{'#' if fragment else ''}{fragment}")
+
+
+class _Ended(web.HTTPException):
+    """A page instead of the one asked for."""
+
+    status_code = 400
+
+    def __init__(self, page: web.Response) -> None:
+        super().__init__(text=page.text, content_type="text/html", headers=dict(page.headers))
+        self.set_status(page.status)
+
+
+def _try(change: Change, about: Object, method_type: str, decline: bool) -> None:
+    """What the shopper chose, or what the faults make of it."""
+    method = shapes.payment_method(method_type, change.now_s())
+    declined = decline or change.faults.declines()
+    if declined and method_type in shapes.WALLETS:
+        intents.decline_redirect(change, about, method)
+    else:
+        intents.settle(change, about, method, ("generic_decline", "Your card was declined.") if declined else None)
+
+
+async def _form(request: web.Request) -> dict[str, str]:
+    return {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+
+
+def _amount(about: Object) -> str:
+    currency = about["currency"].upper()
+    return f"{format_amount(about['amount'], currency)} {currency}"
+
+
+def _state(about: Object) -> str:
+    return {
+        "succeeded": "It is paid.",
+        "requires_capture": "It is paid.",
+        "canceled": "It can't be paid any more.",
+    }.get(about["status"], "Go back to the shop to pay.")
+
+
+def _form_of(path: str, method_type: str, action: str, label: str) -> str:
+    return (
+        f'<form method="post" action="{escape(path)}"><input type="hidden" name="method" value="{escape(method_type)}">'
+        f'<button name="action" value="{escape(action)}">{escape(label)}</button></form>'
+    )
+
+
+def _session_page(session: Object, about: Object, note: str) -> web.Response:
+    body = f"<p>{escape(about['description'] or '')}</p><h2>{escape(_amount(about))}</h2>"
+    if session["status"] != "open":
+        body += f"<p>{escape(_state(about))}</p>"
+    else:
+        body += f'<p role="alert">{escape(note)}</p>' if note else ""
+        for method_type in about["payment_method_types"]:
+            name = _NAMES[method_type]
+            body += _form_of(f"/c/pay/{session['id']}", method_type, "pay", f"Pay with {name}")
+            body += _form_of(f"/c/pay/{session['id']}", method_type, "decline", f"{name}: decline")
+    return _page("Checkout", body, session["success_url"])
+
+
+def _page(title: str, body: str, leads_to: str | None = None) -> web.Response:
+    """`leads_to`: where a form of the page redirects; browsers hold a redirect against the policy too."""
+    target = re.match(r"https?://[A-Za-z0-9.:\[\]-]+", leads_to or "")
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none';"
+        f" form-action 'self'{' ' + target[0] if target else ''}"
+    )
+    return web.Response(
+        text=f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}"
+        "<p><small>This is a sandbox: no money moves.</small></p></html>",
+        content_type="text/html",
+        headers={"Content-Security-Policy": policy, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"},
+    )
+
+
+def _redirect(url: str) -> web.Response:
+    return web.Response(status=303, headers={"Location": url, "Cache-Control": "no-store"})

@@ -1,0 +1,146 @@
+"""The sandbox as a process: one port on 127.0.0.1, one directory, until SIGTERM, at which it ends within a second."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import secrets
+import signal
+import socket
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+from aiohttp import web
+
+from flashsale.partners.payments.sandbox import refunds, sessions
+from flashsale.partners.payments.sandbox.api import Api
+from flashsale.partners.payments.sandbox.controls import Controls
+from flashsale.partners.payments.sandbox.pages import Pages
+from flashsale.partners.payments.sandbox.store import Change, Store
+from flashsale.partners.payments.sandbox.webhooks import ENABLED, Sender
+
+HOST = "127.0.0.1"
+BODY_MAX_BYTES = 64 * 1024
+SWEEP_S = 0.25
+SWEEP_MOST = 200
+STOP_WITHIN_S = 0.3  # for the requests under way
+
+
+class SandboxFault(Exception):
+    """The sandbox can't run; one line that says why."""
+
+
+class Keys(NamedTuple):
+    """What the engine needs to know of it."""
+
+    api_key: str
+    webhook_secret: str
+
+
+def keys_of(data_dir: Path, api_key: str | None, webhook_secret: str | None) -> Keys:
+    """The keys given; what is not given is made once and kept in the directory."""
+    path = data_dir / "keys.json"
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    keys = Keys(
+        api_key or kept.get("api_key") or f"sk_test_{secrets.token_hex(16)}",
+        webhook_secret or kept.get("webhook_secret") or f"whsec_{secrets.token_hex(16)}",
+    )
+    if keys._asdict() != kept:
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(keys._asdict()))
+    return keys
+
+
+async def run(
+    port: int, data_dir: Path, webhook_url: str | None, keys: Keys, when_ready: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM; `when_ready` is told the address. Raises SandboxFault where it can't start."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with contextlib.ExitStack() as held:
+        listening = _bound(held, port)
+        _locked(held, data_dir)
+        base_url = f"http://{HOST}:{listening.getsockname()[1]}"
+        store = Store(data_dir / "sandbox.sqlite", ENABLED if webhook_url is not None else frozenset())
+        try:
+            await store.start()
+        except sqlite3.Error as fault:
+            raise SandboxFault(f"{data_dir / 'sandbox.sqlite'} can't be used: {fault}") from fault
+        application = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[_same_site])
+        for part in (Api(store, keys.api_key, base_url), Pages(store), Controls(store)):
+            application.add_routes(part.routes())
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_WITHIN_S, handle_signals=False)
+        await runner.setup()
+        await web.SockSite(runner, listening, backlog=1024).start()
+        work = [asyncio.create_task(_sweep(store))]
+        if webhook_url is not None:
+            work.append(asyncio.create_task(Sender(store, webhook_url, keys.webhook_secret).run()))
+        when_ready(base_url)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopping, *work], return_when=asyncio.FIRST_COMPLETED)
+        ended = [task.exception() for task in work if task.done()]
+        for task in (stopping, *work):
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        await runner.cleanup()
+        await store.close()
+        if ended:
+            raise SandboxFault(f"it failed: {ended[0]!r}")
+
+
+async def _sweep(store: Store) -> None:
+    """Expires sessions and settles refunds when their time has come."""
+
+    def look(change: Change) -> int:
+        due = change.take_due(SWEEP_MOST)
+        for object_id in due:
+            found = change.find(object_id)
+            if found is not None and found["object"] == "refund":
+                refunds.settle(change, found)
+            elif found is not None and found["status"] == "open":
+                sessions.close(change, found)
+        return len(due)
+
+    while True:
+        try:
+            done = await store.do(look)
+        except sqlite3.Error as fault:
+            structlog.get_logger("flashsale.sandbox").error("sweep.failed", error=str(fault))
+            done = 0
+        if done < SWEEP_MOST:
+            await asyncio.sleep(SWEEP_S)
+
+
+@web.middleware
+async def _same_site(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
+    """A page of another site must not pay, or set faults, in the developer's browser."""
+    if request.method == "POST" and request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+        return web.json_response({"error": {"message": "not from another site"}}, status=403)
+    return await handler(request)  # type: ignore[misc, no-any-return]
+
+
+def _bound(held: contextlib.ExitStack, port: int) -> socket.socket:
+    listening = held.enter_context(socket.socket())
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((HOST, port))
+    except OSError as fault:
+        raise SandboxFault(f"port {port} can't be used: {fault.strerror}") from None
+    return listening
+
+
+def _locked(held: contextlib.ExitStack, data_dir: Path) -> None:
+    lock = held.enter_context((data_dir / "lock").open("a"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise SandboxFault(f"another sandbox runs on {data_dir}") from None
