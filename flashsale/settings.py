@@ -44,6 +44,9 @@ _UNITS = {
     "payments_webhook_secret": "secret",
     "payments_concurrency": "calls",
     "webhook_allow": "networks",
+    "webhook_endpoint_concurrency": "deliveries",
+    "webhook_circuit_failures": "tries",
+    "webhook_log_days": "days",
 }
 _PASSWORD = re.compile(r"(://[^:/@]*:)[^/@]*@")
 _SUFFIX_UNITS = {"_ms": "ms", "_s": "s", "_seconds": "s", "_bytes": "bytes", "_mb": "MiB"}
@@ -140,6 +143,13 @@ class Settings(BaseSettings):
         description="pauses before each further try of an outgoing webhook, as JSON; given up after the last",
     )
     webhook_timeout_s: float = Field(10, gt=0, le=60, description="an endpoint answers a webhook within this")
+    webhook_endpoint_concurrency: int = Field(
+        4, ge=1, le=100, description="deliveries to one endpoint under way at once: a slow one holds up no other"
+    )
+    webhook_circuit_failures: int = Field(
+        10, ge=1, description="failed tries in a row after which an endpoint is left alone for a while"
+    )
+    webhook_log_days: int = Field(30, ge=1, description="settled deliveries are kept in the log for so long")
     webhook_allow: tuple[str, ...] = Field(
         (), description="networks (CIDR), as JSON, where an endpoint may be private and plain http: for tests"
     )
