@@ -145,6 +145,9 @@ class WebhookSender:
                 return None
             if due.next_ms > at_ms:
                 return due.next_ms
+            if due.tries > len(self._retry_s):
+                await _give_up(connection, due, "every try was lost")  # its worker died, or failed, each time
+                return None
             probing = due.open_until_ms is not None
             if due.open_until_ms is not None and not await self._may_probe(connection, due, at_ms):
                 return await self._wait_for_circuit(connection, due, at_ms)
@@ -239,7 +242,7 @@ def signed(due: Due, at_s: int) -> tuple[bytes, dict[str, str]]:
 
 def message(due: Due) -> bytes:
     """{"type", "timestamp", "data"}: the same bytes in every try, for history does not change."""
-    detail: dict[str, Any] = {} if due.detail is None else orjson.loads(due.detail)
+    detail: dict[str, Any] = orjson.loads(due.detail or "{}") or {}
     detail.pop("key", None)  # the shopper's Idempotency-Key is nobody else's business
     return orjson.dumps(
         {
