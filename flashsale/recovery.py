@@ -27,6 +27,7 @@ from flashsale.reservation import commands, holds, keys, server
 from flashsale.reservation.movements import EpochSet, encode_movement, parse_entry_id
 from flashsale.sale.catalogue import Catalogue
 from flashsale.sale.identity import SaleIdentity
+from flashsale.sale.lifecycle import Status
 
 log = structlog.get_logger(__name__)
 
@@ -320,7 +321,8 @@ async def _write(
     async for order_id, number, mark_of_order, version, ms, seq, given_back in orders.each_hold(
         ledger, partition, mark
     ):
-        hold = holds.Hold(holds.RELEASED if given_back else holds.HELD, mark_of_order, version, ms, seq)
+        letter = holds.letter_of(Status.CANCELLED if given_back else Status.RESERVED)
+        hold = holds.Hold(letter, mark_of_order, version, ms, seq)
         used_id = bytes.fromhex(order_id)[-commands.USED_ID_BYTES :]
         await writer.put(keys.holds(partition, rows[number].id), used_id, holds.pack(hold))
         count += 1

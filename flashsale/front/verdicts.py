@@ -16,12 +16,11 @@ import msgpack  # type: ignore[import-untyped]
 import orjson
 
 from flashsale.errors import AUTHENTICATE, PROBLEMS, Refused, problem_body
-from flashsale.reservation.holds import Hold
+from flashsale.reservation.holds import Hold, is_extended, status_of
 from flashsale.sale.priced import DEFAULT_CHANNEL, Order
 
 MESSAGEPACK_TYPE = b"application/msgpack"
 RETRY_AFTER_MAX_S = 3600  # a sale that opens next week is worth a look before that
-STATUS_OF_HOLD = {b"h": "reserved", b"r": "cancelled"}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LINES = {problem.status: f"{problem.status} {HTTPStatus(problem.status).phrase}" for problem in PROBLEMS.values()}
@@ -81,8 +80,10 @@ class Answers:
 
     def replayed(self, order: Order, hold: Hold) -> bytes:
         """201 again: what the first answer said, with the present status. `order` is priced at the hold's version."""
-        until = time_text(hold.entry_ms + order.sale.hold_ms)
-        status = STATUS_OF_HOLD[hold.state]
+        deadline_ms = hold.entry_ms + order.sale.hold_ms
+        if is_extended(hold.letter):
+            deadline_ms += order.sale.sale.extension_ms
+        until, status = time_text(deadline_ms), status_of(hold.letter).value
         header = "Idempotent-Replayed: true\r\n"
         if order.msgpack:
             return self._packed_order(order, status, until, header)

@@ -35,6 +35,7 @@ from flashsale.reservation.movements import (
     EpochSet,
     Movement,
     Released,
+    ReservedAgain,
     StatusSet,
     Suspended,
     Unsuspended,
@@ -268,9 +269,17 @@ def _rows_of(movement: Movement, partition: int, ms: int, seq: int) -> list[Move
             return [window, *(row("create", sale, sku, units) for sku, units in supply.items())]
         case Adjusted(sale, sku, delta, supply):
             return [row("adjust", sale, sku, delta, supply=supply)]
-        case Released(sale, cause, order, lines, quota_back):
+        case Released(sale, outbox, released):
             return [
-                row("release", sale, sku, units, order, movement=cause, quota_back=quota_back) for sku, units in lines
+                row("release", sale, sku, units, of.order, number=of.number, outbox=outbox, quota_back=of.quota_back)
+                for of in released
+                for sku, units in of.lines
+            ]
+        case ReservedAgain(sale, outbox, order, number, lines, taken, quota):
+            return [
+                row("reserve_again", sale, sku, -units, order, number=number, outbox=outbox, quota_back=quota)
+                for sku, units in lines
+                if taken
             ]
         case StatusSet(sale, status, opens_at, closes_at):
             return [row("status", sale, None, None, status=status, opens_at=opens_at, closes_at=closes_at)]

@@ -7,25 +7,34 @@ and the same call may be sent again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, NamedTuple, cast
 
-import msgpack  # type: ignore[import-untyped]
 import redis.asyncio
 
 from flashsale.reservation import keys
-from flashsale.reservation.holds import Hold, unpack
-from flashsale.reservation.movements import Entry, decode_entry, parse_entry_id
-from flashsale.reservation.scripts import Script
+from flashsale.reservation.movements import parse_entry_id
+
+# What is asked about single orders, and the refusals of every script, are read as a part of the commands.
+from flashsale.reservation.orders import USED_ID_BYTES as USED_ID_BYTES
+from flashsale.reservation.orders import MovedOrder as MovedOrder
+from flashsale.reservation.orders import find_hold as find_hold
+from flashsale.reservation.orders import find_record as find_record
+from flashsale.reservation.orders import mirror_status as mirror_status
+from flashsale.reservation.orders import read_entry as read_entry
+from flashsale.reservation.orders import release as release
+from flashsale.reservation.orders import reserve_again as reserve_again
+from flashsale.reservation.orders import set_returns as set_returns
+from flashsale.reservation.scripts import Denied as Denied
+from flashsale.reservation.scripts import Fenced as Fenced
+from flashsale.reservation.scripts import Refusal as Refusal
+from flashsale.reservation.scripts import Script, pack
 from flashsale.sale.catalogue import Catalogue
 
 UNITS_MAX = 10**9
 """Largest supply of a SKU: the contract's bound, far below 2^53, up to which Lua counts exactly."""
-
-USED_ID_BYTES = 12
-"""The end of an order id that is its field in the holds' hash."""
 
 StatusAction = Literal["open", "pause", "resume", "close"]
 
@@ -33,22 +42,9 @@ _CREATE_SALE = Script("create_sale")
 _SET_STATUS = Script("set_status")
 _SET_SUSPENDED = Script("set_suspended")
 _ADJUST = Script("adjust")
-_RELEASE = Script("release")
 _PUBLISH = Script("publish")
 _TRIM = Script("trim")
 _READ_STATE = Script("read_state")
-
-
-class Refusal(Exception):
-    """A script refused, and nothing was written."""
-
-
-class Fenced(Refusal):
-    """The partition is absent from Valkey or of another epoch than the caller verified."""
-
-
-class Denied(Refusal):
-    """Valkey's ACL forbids a command that the script needs; the message names command and key."""
 
 
 class UnknownSale(Refusal):
@@ -181,8 +177,7 @@ async def create_sale(
     flat = list(chain.from_iterable(pairs))
     if not all(0 <= units <= UNITS_MAX for units in flat[1::2]):
         raise ValueError(f"a supply is not within 0 to {UNITS_MAX}")
-    answer = await _run(
-        _CREATE_SALE,
+    answer = await _CREATE_SALE.run_fenced(
         client,
         [
             keys.partition(partition),
@@ -191,7 +186,7 @@ async def create_sale(
             keys.supply(partition, sale_id),
             keys.journal(partition),
         ],
-        [epoch, number, opens_at_ms, closes_at_ms, _pack(flat)],
+        [epoch, number, opens_at_ms, closes_at_ms, pack(flat)],
     )
     if answer[0] == b"mismatch":
         raise Mismatch(f"Valkey has sale {sale_id} under number {answer[1]}, not {number}")
@@ -202,8 +197,7 @@ async def set_status(
     client: redis.asyncio.Redis, *, partition: int, epoch: int, sale_id: str, action: StatusAction
 ) -> SaleWindow:
     """Opens (now), pauses, resumes or closes the sale. Raises UnknownSale, SaleClosed, SaleEnded."""
-    answer = await _run(
-        _SET_STATUS,
+    answer = await _SET_STATUS.run_fenced(
         client,
         [keys.partition(partition), keys.state(partition, sale_id), keys.journal(partition)],
         [epoch, action],
@@ -232,8 +226,7 @@ async def unsuspend(client: redis.asyncio.Redis, *, partition: int, epoch: int, 
 async def _set_suspended(
     client: redis.asyncio.Redis, partition: int, epoch: int, sale_id: str, sku: int, action: str
 ) -> bool:
-    answer = await _run(
-        _SET_SUSPENDED,
+    answer = await _SET_SUSPENDED.run_fenced(
         client,
         [
             keys.partition(partition),
@@ -254,8 +247,7 @@ async def adjust(
     UnknownSku, ValueError for `to` out of bounds."""
     if not 0 <= to <= UNITS_MAX:
         raise ValueError(f"a supply is not within 0 to {UNITS_MAX}")
-    answer = await _run(
-        _ADJUST,
+    answer = await _ADJUST.run_fenced(
         client,
         [
             keys.partition(partition),
@@ -274,60 +266,12 @@ async def adjust(
     return StockLevel(answer[1], answer[2], answer[3].decode())
 
 
-async def release(
-    client: redis.asyncio.Redis,
-    *,
-    epoch: int,
-    sale_id: str,
-    order_id: str,
-    movement: str,
-    lines: Iterable[tuple[int, int]],
-    quota: Iterable[tuple[bytes, int]] = (),
-) -> str | None:
-    """Gives an order's units back, once; returns the journal id, or None where they went back before.
-
-    `lines`: (SKU index, units) of the whole order. `quota`: (quota field, units) to give back with them; nothing where
-    the shopper's quota stays used. Raises UnknownSale where sale or hold is unknown, Mismatch where more would be
-    available than was supplied.
-    """
-    partition, used_id = _split(order_id)
-    answer = await _run(
-        _RELEASE,
-        client,
-        [
-            keys.partition(partition),
-            keys.state(partition, sale_id),
-            keys.stock(partition, sale_id),
-            keys.supply(partition, sale_id),
-            keys.quota(partition, sale_id),
-            keys.holds(partition, sale_id),
-            keys.journal(partition),
-        ],
-        [
-            epoch,
-            movement,
-            order_id,
-            used_id,
-            _pack(list(chain.from_iterable(lines))),
-            _pack(list(chain.from_iterable(quota))),
-        ],
-    )
-    match answer[0]:
-        case b"unknown":
-            raise UnknownSale(f"{sale_id}, or its order {order_id}")
-        case b"beyond":
-            raise Mismatch(f"order {order_id}: more of SKU {answer[1]} would be available than was supplied")
-        case b"already":
-            return None
-    return cast(str, answer[1].decode())
-
-
 async def publish(client: redis.asyncio.Redis, *, partition: int, epoch: int, catalogue: Catalogue) -> None:
     """Stores the catalogue's document, then puts its version in force: from then on reserve.lua refuses every batch
     priced at another, so each process obeys it from its next batch on. Raises Mismatch where a newer is in force."""
     await _await(client.hset(keys.CATALOGUE, str(catalogue.version), cast(str, catalogue.encode())))
-    answer = await _run(
-        _PUBLISH, client, [keys.partition(partition), keys.journal(partition)], [epoch, catalogue.version]
+    answer = await _PUBLISH.run_fenced(
+        client, [keys.partition(partition), keys.journal(partition)], [epoch, catalogue.version]
     )
     if answer[0] == b"stale":
         raise Mismatch(f"catalogue version {answer[1]} is in force, newer than {catalogue.version}")
@@ -348,8 +292,8 @@ async def trim(client: redis.asyncio.Redis, *, partition: int, epoch: int, mark:
     """Cuts the journal up to and with the entry `mark`, whose field w is `written`; returns how many entries went.
     Raises Mismatch where that many bytes were never written."""
     keep_from = f"{mark[0]}-{mark[1] + 1}"
-    answer = await _run(
-        _TRIM, client, [keys.partition(partition), keys.journal(partition)], [epoch, keep_from, written]
+    answer = await _TRIM.run_fenced(
+        client, [keys.partition(partition), keys.journal(partition)], [epoch, keep_from, written]
     )
     if answer[0] == b"beyond":
         raise Mismatch(f"the journal has {answer[1]} bytes, the ledger's mark stands at {written}")
@@ -394,60 +338,16 @@ def _state(answer: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-async def find_hold(client: redis.asyncio.Redis, sale_id: str, order_id: str) -> Hold | None:
-    """What Valkey keeps of a used order id; None where it was never accepted here or its sale is settled."""
-    partition, used_id = _split(order_id)
-    value = await _await(client.hget(keys.holds(partition, sale_id), cast(str, used_id)))
-    return None if value is None else unpack(value)
-
-
-async def find_record(client: redis.asyncio.Redis, order_id: str, hold: Hold) -> bytes | None:
-    """The order's record (COPY line with its newline) from the journal; None where it was trimmed to the ledger."""
-    partition, _ = _split(order_id)
-    entry = await read_entry(client, partition, (hold.entry_ms, hold.entry_seq))
-    if entry is None:
-        return None
-    start = order_id.encode("ascii") + b"\t"
-    records = entry.records
-    at = 0 if records.startswith(start) else records.find(b"\n" + start) + 1
-    if at == 0 and not records.startswith(start):
-        return None
-    return records[at : records.index(b"\n", at) + 1]
-
-
-async def read_entry(client: redis.asyncio.Redis, partition: int, entry_id: tuple[int, int]) -> Entry | None:
-    """The journal entry of that id; None where it was trimmed."""
-    name = f"{entry_id[0]}-{entry_id[1]}"
-    found = await _await(client.xrange(keys.journal(partition), name, name))
-    return decode_entry(*found[0]) if found else None
-
-
-def _split(order_id: str) -> tuple[int, bytes]:
-    """(partition, the id's last 12 bytes). Raises ValueError where the id is not hexadecimal."""
-    raw = bytes.fromhex(order_id)
-    return raw[0], raw[-USED_ID_BYTES:]
+async def clock(client: redis.asyncio.Redis) -> int:
+    """Valkey's clock, ms: the one that holds and windows are measured by."""
+    seconds, microseconds = await _await(client.time())
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _by_index(flat: Sequence[bytes]) -> tuple[int, ...]:
     """HGETALL's flat answer, index -> units, as units by index. SKU indices are 0 to n-1 without a gap."""
     values = {int(index): int(units) for index, units in zip(flat[::2], flat[1::2], strict=True)}
     return tuple(values[index] for index in range(len(values)))
-
-
-def _pack(values: list[Any]) -> bytes:
-    """MessagePack that Valkey's cmsgpack reads: it refuses the `bin` type."""
-    return cast(bytes, msgpack.packb(values, use_bin_type=False))
-
-
-async def _run(
-    script: Script, client: redis.asyncio.Redis, names: Sequence[str], arguments: Sequence[str | bytes | int]
-) -> Any:
-    answer = await script.run(client, names, arguments)
-    if answer[0] == b"fenced":
-        raise Fenced(f"{script.name}: {names[0]} is absent from Valkey or of another epoch than {arguments[0]!r}")
-    if answer[0] == b"denied":
-        raise Denied(f"{script.name}: Valkey's ACL denies {answer[1].decode()}")
-    return answer
 
 
 def _raise_unknown(answer: Sequence[Any], sale_id: str, sku: int) -> None:

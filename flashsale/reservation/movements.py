@@ -34,15 +34,35 @@ class Adjusted(_Movement, frozen=True, tag="adjust"):
     supply: int
 
 
+class ReleasedOrder(msgspec.Struct, frozen=True):
+    """One order of a release. `order`: its id; `number`: of the change of the order that it follows from. `lines`: (SKU
+    index, units given back). `quota_back`: whether the shopper may take them again, or the quota stays used."""
+
+    order: str
+    number: int
+    lines: tuple[tuple[int, int], ...]
+    quota_back: bool
+
+
 class Released(_Movement, frozen=True, tag="release"):
-    """An order's units went back. `lines`: (SKU index, units); `movement` names the cause, as the outbox did.
-    `quota_back`: whether the shopper may take them again, or the quota stays used."""
+    """Units of orders of one sale went back, each order's once. `outbox`: the row that asked for it."""
 
     sale: int
-    movement: str
+    outbox: int
+    orders: tuple[ReleasedOrder, ...]
+
+
+class ReservedAgain(_Movement, frozen=True, tag="reserve_again"):
+    """An order whose units had gone back asked for them again. `taken`: it has them now, else nothing has moved.
+    `lines`: (SKU index, units) asked for; `quota`: whether the shopper's quota was to be taken again too."""
+
+    sale: int
+    outbox: int
     order: str
+    number: int
     lines: tuple[tuple[int, int], ...]
-    quota_back: bool = True
+    taken: bool
+    quota: bool
 
 
 class StatusSet(_Movement, frozen=True, tag="status"):
@@ -80,7 +100,7 @@ class EpochSet(_Movement, frozen=True, tag="epoch"):
     epoch: int
 
 
-Movement = Created | Adjusted | Released | StatusSet | Suspended | Unsuspended | VersionSet | EpochSet
+Movement = Created | Adjusted | Released | ReservedAgain | StatusSet | Suspended | Unsuspended | VersionSet | EpochSet
 
 _DECODER: msgspec.json.Decoder[Movement] = msgspec.json.Decoder(Movement)
 _ENCODER = msgspec.json.Encoder()

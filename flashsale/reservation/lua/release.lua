@@ -1,60 +1,122 @@
--- release: an order's units go back, once. The hold's state decides: held becomes released, never deleted, so that the
--- id stays used and the same release may be sent again.
+-- release: units of orders of one sale go back, each movement of an order once. A hold keeps the number of the last one
+-- and is never deleted, so that its id stays used and the same call may be sent again. One order never fails another.
 --
 -- KEYS  1 partition  hash    epoch, written
 --       2 state      hash    number; read only
 --       3 stock      hash    SKU index -> available units
 --       4 supply     hash    SKU index -> supply; read only
 --       5 quota      hash    quota field -> units taken
---       6 holds      hash    order id's last 12 bytes -> hold ("h" or "r" first)
---       7 journal    stream
--- ARGV  1 epoch   2 movement id (printable)   3 order id, hex   4 order id's last 12 bytes
---       5 MessagePack {index, quantity, ...}: every line of the order, ascending as the order has them
---       6 MessagePack {quota field, units, ...}: the quota to give back; empty where it stays used
--- Answers {"ok", journal entry's id}
---   {"already"}        the units went back before: nothing to do
---   {"unknown"}        no such sale or no such hold
---   {"beyond", index}  more would be available than was supplied: the lines are not this order's
---   {"fenced"} / {"denied", command}
--- All but "ok": nothing was written.
--- Writes  partition.written, stock, quota, holds; journals
---   {"kind":"release","sale":n,"movement":id,"order":hex id,"lines":[[index,quantity],...],
---    "quota_back":whether quota was given back}
+--       6 holds      hash    order id's last 12 bytes -> hold: letter, 21 bytes, the last number (3) if any
+--       7 journal    stream  one entry a call that moved something
+-- ARGV  1 epoch   2 outbox row, an integer
+--       3 MessagePack, at most 200 orders: {{order id in hex, its last 12 bytes, number of the movement, hold's letter
+--         after it, {index, units, ...}, {quota field, units to give back, ...}, whether quota goes back}, ...}
+-- Answers {"ok", {an outcome an order}, journal entry's id or "" if no order was "ok"}
+--     "ok"       its units went back
+--     "already"  the hold has this number or a later one
+--     "unknown"  no such sale or no such hold
+--     "beyond"   more would be available than was supplied: the lines are not this order's
+--   {"fenced"} / {"denied", command}: nothing was written
+-- Writes  partition.written, stock, quota, holds; journals those that are "ok" as
+--   {"kind":"release","sale":n,"outbox":row,"orders":[{"order":hex id,"number":n,"lines":[[index,units],...],
+--    "quota_back":bool},...]}
+local UNPACK = 4000 -- Lua's stack takes about 8,000 values
+local RANK = {h = 0, e = 1, p = 2, s = 3, d = 4, u = 4, c = 5} -- as in holds.py
+
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'written')
 if head[1] ~= ARGV[1] then return {'fenced'} end
 
+local function read(key, names) -- name -> value, false where there is none
+  local values = {}
+  for first = 1, #names, UNPACK do
+    local last = math.min(first + UNPACK - 1, #names)
+    local found = redis.call('HMGET', key, unpack(names, first, last))
+    for i = first, last do values[names[i]] = found[i - first + 1] end
+  end
+  return values
+end
+
+local function write(key, pairs_of_it)
+  for first = 1, #pairs_of_it, UNPACK do
+    redis.call('HSET', key, unpack(pairs_of_it, first, math.min(first + UNPACK - 1, #pairs_of_it)))
+  end
+end
+
+local function merged(before, after) -- the letter of the higher rank; what was extended stays extended
+  local low, lower = string.lower(before), string.lower(after)
+  local letter = (RANK[lower] or 0) > (RANK[low] or 0) and lower or low
+  return (low ~= before or lower ~= after) and string.upper(letter) or letter
+end
+
+local orders = cmsgpack.unpack(ARGV[3])
+if #orders > 200 then return redis.error_reply('ERR release: more than 200 orders') end
+local ids, skus, fields, known = {}, {}, {}, {}
+for i = 1, #orders do
+  local lines, quota = orders[i][5], orders[i][6]
+  if #lines == 0 then return redis.error_reply('ERR release: an order without lines') end
+  ids[i] = orders[i][2]
+  for l = 1, #lines, 2 do
+    lines[l] = string.format('%.0f', lines[l])
+    if not known[lines[l]] then
+      known[lines[l]] = true
+      skus[#skus + 1] = lines[l]
+    end
+  end
+  for f = 1, #quota, 2 do fields[#fields + 1] = quota[f] end
+end
+
 local number = redis.call('HGET', KEYS[2], 'number')
-local hold = redis.call('HGET', KEYS[6], ARGV[4])
-if not number or not hold then return {'unknown'} end
-if string.sub(hold, 1, 1) == 'r' then return {'already'} end
+local holds = number and read(KEYS[6], ids) or {}
+local available, supply, used = read(KEYS[3], skus), read(KEYS[4], skus), read(KEYS[5], fields)
+for _, sku in ipairs(skus) do available[sku], supply[sku] = tonumber(available[sku]), tonumber(supply[sku]) end
 
-local given = cmsgpack.unpack(ARGV[5])
-local lines, available, stock = {}, {}, {}
-for i = 1, #given, 2 do
-  local sku, quantity = string.format('%.0f', given[i]), given[i + 1]
-  lines[#lines + 1] = {given[i], quantity}
-  local left = available[sku] or tonumber(redis.call('HGET', KEYS[3], sku))
-  local supply = tonumber(redis.call('HGET', KEYS[4], sku))
-  if not left or not supply or left + quantity > supply then return {'beyond', given[i]} end
-  available[sku] = left + quantity
+local outcomes, moved, touched, changed, quotas = {}, {}, {}, {}, {}
+for i = 1, #orders do
+  local order_id, id, change, letter, lines, quota, quota_back = unpack(orders[i])
+  local hold, outcome = holds[id], 'ok'
+  if not hold then outcome = 'unknown'
+  elseif #hold == 25 and struct.unpack('>I3', hold, 23) >= change then outcome = 'already'
+  else
+    for l = 1, #lines, 2 do
+      local left, most = available[lines[l]], supply[lines[l]]
+      if not left or not most or left + lines[l + 1] > most then
+        outcome = 'beyond'
+        for done = 1, l - 2, 2 do available[lines[done]] = available[lines[done]] - lines[done + 1] end
+        break
+      end
+      available[lines[l]] = left + lines[l + 1]
+    end
+  end
+  if outcome == 'ok' then
+    local shown = {}
+    for l = 1, #lines, 2 do
+      shown[#shown + 1] = {tonumber(lines[l]), lines[l + 1]}
+      touched[lines[l]] = true
+    end
+    for f = 1, #quota, 2 do
+      used[quota[f]] = math.max(0, (tonumber(used[quota[f]]) or 0) - quota[f + 1])
+      quotas[quota[f]] = true
+    end
+    holds[id] = merged(string.sub(hold, 1, 1), letter) .. string.sub(hold, 2, 22) .. struct.pack('>I3', change)
+    changed[id] = true
+    moved[#moved + 1] = {order = order_id, number = change, lines = shown, quota_back = quota_back}
+  end
+  outcomes[i] = outcome
 end
-for sku, units in pairs(available) do
-  stock[#stock + 1] = sku
-  stock[#stock + 1] = string.format('%.0f', units)
-end
-if #stock == 0 then return redis.error_reply('ERR release: an order without lines') end
+if #moved == 0 then return {'ok', outcomes, ''} end
 
-local given_back = cmsgpack.unpack(ARGV[6])
-local quota = {}
-for i = 1, #given_back, 2 do
-  local used = tonumber(redis.call('HGET', KEYS[5], given_back[i]) or '0')
-  quota[#quota + 1] = given_back[i]
-  quota[#quota + 1] = string.format('%.0f', math.max(0, used - given_back[i + 1]))
-end
-
-local movement = cjson.encode({kind = 'release', sale = tonumber(number), movement = ARGV[2],
-  order = ARGV[3], lines = lines, quota_back = #quota > 0})
+local movement = cjson.encode({kind = 'release', sale = tonumber(number), outbox = tonumber(ARGV[2]), orders = moved})
 local written = string.format('%.0f', tonumber(head[2] or '0') + #movement)
+local stock, quota, letters = {}, {}, {}
+for sku in pairs(touched) do
+  stock[#stock + 1], stock[#stock + 2] = sku, string.format('%.0f', available[sku])
+end
+for field in pairs(quotas) do
+  quota[#quota + 1], quota[#quota + 2] = field, string.format('%.0f', used[field])
+end
+for id in pairs(changed) do
+  letters[#letters + 1], letters[#letters + 2] = id, holds[id]
+end
 
 for _, i in ipairs({1, 3, 5, 6}) do
   if not redis.acl_check_cmd('HSET', KEYS[i], 'f', 'v') then return {'denied', 'HSET ' .. KEYS[i]} end
@@ -63,7 +125,7 @@ if not redis.acl_check_cmd('XADD', KEYS[7], '*', 'f', 'v') then return {'denied'
 
 local entry = redis.call('XADD', KEYS[7], '*', 'm', movement, 'w', written)
 redis.call('HSET', KEYS[1], 'written', written)
-redis.call('HSET', KEYS[3], unpack(stock))
-if #quota > 0 then redis.call('HSET', KEYS[5], unpack(quota)) end
-redis.call('HSET', KEYS[6], ARGV[4], 'r' .. string.sub(hold, 2))
-return {'ok', entry}
+write(KEYS[3], stock)
+write(KEYS[5], quota)
+write(KEYS[6], letters)
+return {'ok', outcomes, entry}
