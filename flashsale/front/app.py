@@ -1,4 +1,4 @@
-"""The route table of the aiohttp application: every page but POST /v1/orders, which the hot path answers itself.
+"""The route table of the aiohttp application: every page but the hot path's own routes.
 
 One middleware turns whatever a page raises into a problem, counts and logs; one signal gives every answer its headers.
 """
@@ -18,6 +18,7 @@ from flashsale.front import docs, health, openapi, orders, problems, sales, shop
 from flashsale.front.answers import EVENT_STREAM, problem
 from flashsale.front.context import CONTEXT, FrontContext
 from flashsale.front.events import STREAMS, Streams
+from flashsale.front.watch import WATCH, Watch
 
 Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -39,6 +40,9 @@ ROUTES: tuple[tuple[str, str, Page], ...] = (
 )
 """Every page; what answers GET answers HEAD too."""
 
+HOT_PATHS = ("/v1/orders", "/v1/webhooks/payments")
+"""They take POST alone, which the hot path answers itself."""
+
 REQUEST_ID = web.RequestKey("request_id", str)
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OF_STATUS = {
@@ -59,16 +63,27 @@ def make_app(context: FrontContext) -> web.Application:
     app[CONTEXT] = context
     app[STREAMS] = Streams()
     app[stock.SOLD] = stock.Sold()
+    app[WATCH] = Watch(app, context)
     app[stock.FEEDS] = stock.Feeds(app, context)
     for method, path, page in ROUTES:
         if method == "GET":
             app.router.add_get(path, page)
         else:
             app.router.add_route(method, path, page)
-    app.router.add_route("*", "/v1/orders", orders.orders_methods)
+    for path in HOT_PATHS:
+        app.router.add_route("*", path, _hot_path_methods)
     app.on_response_prepare.append(_set_headers)
     app.on_shutdown.append(_stop_streams)
     return app
+
+
+async def _hot_path_methods(request: web.Request) -> web.Response:
+    """Another method than POST. A POST that comes here wrote the path another way (/v1/%6frders), and the hot path's
+    routes are known under one spelling only."""
+    path = request.match_info.route.resource
+    if request.method == "POST" and path is not None:
+        raise Refused("not-found", f"POST goes to {path.canonical}, written just so.")
+    raise web.HTTPMethodNotAllowed(request.method, ["POST"])
 
 
 async def _stop_streams(app: web.Application) -> None:

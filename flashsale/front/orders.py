@@ -61,11 +61,3 @@ async def _statuses(request: web.Request, claims: Claims, seen: int) -> AsyncGen
                 if streams.stopping.is_set() or time.time() >= claims.exp:
                     return
                 yield HEARTBEAT
-
-
-async def orders_methods(request: web.Request) -> web.Response:
-    """/v1/orders takes POST alone, which the hot path answers itself. A POST that comes here wrote the path another way
-    (/v1/%6frders), and an order is taken under one spelling only."""
-    if request.method == "POST":
-        raise Refused("not-found", "Orders go to /v1/orders, written just so.")
-    raise web.HTTPMethodNotAllowed(request.method, ["POST"])
