@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import Connection
 
 RELEASE, RESERVE_AGAIN, STATUS = "release", "reserve_again", "status"
@@ -39,7 +40,7 @@ async def add(connection: Connection, partition: int, sale: int, kind: str, item
 
 
 async def pending(connection: Connection, limit: int, without: Sequence[int] = ()) -> list[OutboxRow]:
-    """The oldest rows that nothing came of yet, by number; but those in `without`, whose journal entries are awaited."""
+    """The oldest rows of which nothing came yet, by number; none of `without`, whose entries are on their way."""
     rows = await connection.fetch(
         "SELECT number, partition, sale, kind, items, outcome FROM outbox"
         " WHERE outcome IS NULL AND number <> ALL ($2::int8[]) ORDER BY number LIMIT $1",
@@ -72,5 +73,34 @@ async def told(connection: Connection, taken: Mapping[int, bool]) -> None:
     )  # fmt: skip
 
 
+async def left(connection: Connection, numbers: Sequence[int]) -> set[int]:
+    """Which of these rows nothing came of yet."""
+    rows = await connection.fetch(
+        "SELECT number FROM outbox WHERE outcome IS NULL AND number = ANY ($1::int8[])", list(numbers)
+    )
+    return {row[0] for row in rows}
+
+
+async def give_up(connection: Connection, partition: Partition, entry: tuple[int, int], numbers: Sequence[int]) -> int:
+    """Ends rows of which the journal will never tell, and returns how many: those that are left though the ledger has
+    the journal up to `entry`, in the epoch and of the Valkey that `partition` names. Units asked for again are refused.
+    """
+    fits = (
+        "EXISTS (SELECT FROM partition WHERE id = $2 AND epoch = $3 AND run_id IS NOT DISTINCT FROM $4"
+        " AND (mark_ms, mark_seq) >= ($5::int8, $6::int8))"
+    )
+    of_them = "number = ANY ($1::int8[]) AND outcome IS NULL"
+    arguments = (list(numbers), partition.id, partition.epoch, partition.run_id, *entry)
+    ended = 0
+    for statement in (
+        f"DELETE FROM outbox WHERE {of_them} AND kind <> '{RESERVE_AGAIN}' AND {fits}",  # noqa: S608
+        f"UPDATE outbox SET outcome = '{REFUSED}' WHERE {of_them} AND kind = '{RESERVE_AGAIN}' AND {fits}",  # noqa: S608
+    ):
+        status = await connection.execute(statement, *arguments)
+        ended += int(status.rpartition(" ")[2])
+    return ended
+
+
 def _row(row: Any) -> OutboxRow:
-    return OutboxRow(*row[:4], json.loads(row[4]), row[5])
+    number, partition, sale, kind, items, outcome = row
+    return OutboxRow(number, partition, sale, kind, json.loads(items), outcome)

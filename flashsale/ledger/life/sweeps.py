@@ -26,28 +26,38 @@ class Swept(NamedTuple):
     oldest_ms: int | None
 
 
-async def expire(connection: Connection, until_ms: int, *, grace_ms: int, limit: int = 1000, from_ms: int = 0) -> Swept:
-    """Expires holds whose deadline is at or before `until_ms` (Valkey's clock), of orders taken from `from_ms` on.
+async def expire(
+    connection: Connection,
+    until_ms: int,
+    *,
+    grace_ms: int,
+    limit: int = 1000,
+    from_ms: int = 0,
+    upto_ms: int | None = None,
+) -> Swept:
+    """Expires holds whose deadline is at or before `until_ms` (Valkey's clock), of orders taken from `from_ms` to
+    `upto_ms` (None: until now).
 
     An order whose intent is open is closed at the provider first: it is marked, and expires when the intent is closed
     or, with the provider away, `grace_ms` after its deadline. What somebody else has locked is left for the next sweep.
     """
+    upto_ms = until_ms if upto_ms is None else upto_ms
     await payments.lock_many(connection)
     plain = await connection.fetch(
         "UPDATE orders SET status = 'expired', changes = changes + 1 WHERE ctid = ANY (ARRAY("  # noqa: S608
         " SELECT ctid FROM orders AS o WHERE status = 'reserved' AND journal_ms BETWEEN $1 AND $2"
-        "  AND journal_ms + hold_ms <= $2 AND NOT EXISTS (SELECT FROM payment AS p WHERE p.order_id = o.id)"
+        "  AND journal_ms + hold_ms <= $4 AND NOT EXISTS (SELECT FROM payment AS p WHERE p.order_id = o.id)"
         "  ORDER BY journal_ms LIMIT $3 FOR UPDATE SKIP LOCKED)) AND status = 'reserved'"
         f" RETURNING {_RETURNED}",
-        from_ms, until_ms, limit,
+        from_ms, upto_ms, limit, until_ms,
     )  # fmt: skip
     with_payment = await connection.fetch(
         "SELECT o.id, o.journal_ms, o.journal_ms + o.hold_ms, p.rank, p.state, p.todo FROM orders AS o"
         " JOIN payment AS p ON p.order_id = o.id"
-        " WHERE o.status = 'reserved' AND o.journal_ms BETWEEN $1 AND $2 AND o.journal_ms + o.hold_ms <= $2"
-        " AND (p.state = 'closed' OR p.todo IS DISTINCT FROM 'close' OR o.journal_ms + o.hold_ms + $3 <= $2)"
+        " WHERE o.status = 'reserved' AND o.journal_ms BETWEEN $1 AND $2 AND o.journal_ms + o.hold_ms <= $5"
+        " AND (p.state = 'closed' OR p.todo IS DISTINCT FROM 'close' OR o.journal_ms + o.hold_ms + $3 <= $5)"
         " ORDER BY o.journal_ms LIMIT $4",
-        from_ms, until_ms, grace_ms, limit,
+        from_ms, upto_ms, grace_ms, limit, until_ms,
     )  # fmt: skip
     ready = [row[0] for row in with_payment if row[4] == "closed" or row[2] + grace_ms <= until_ms]
     closing = [row[0] for row in with_payment if row[0] not in set(ready) and row[3] < 2]
