@@ -89,6 +89,7 @@ UPDATE payment AS p SET
     capture_before_ms = coalesce(f.capture_before_ms, p.capture_before_ms),
     failure = f.failure, attempt = coalesce(f.attempt, p.attempt), heard_ms = $10, tries = 0,
     todo = CASE WHEN f.rank >= 2 THEN NULL ELSE p.todo END,
+    unpaid = p.unpaid AND (f.rank < 2 OR f.state = 'closed'),
     due_ms = CASE WHEN f.rank = 3 THEN NULL WHEN f.rank = 2 THEN f.capture_before_ms - $11 ELSE p.due_ms END
 FROM unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::text[], $6::int8[], $7::int8[], $8::int8[],
             $9::text[], $12::text[])
@@ -232,6 +233,7 @@ async def _pay(change: Change, detail: dict[str, Any], applied: Applied) -> None
     if payment.authorised < payment.amount:
         # Never paid by a part: what came goes back, and the hold runs on.
         applied.failed += 1
+        await change.pay(unpaid=True)
         await change.record("payment.failed", {**detail, "failure": "amount", "amount": payment.authorised})
         if payment.captured:
             await change.pay(goodwill=change.order.total)

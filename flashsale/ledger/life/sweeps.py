@@ -51,9 +51,26 @@ async def expire(
         f" RETURNING {_RETURNED}",
         from_ms, upto_ms, limit, until_ms,
     )  # fmt: skip
+    await _give_back(connection, plain, until_ms)
+    if len(plain) == limit:
+        return Swept(limit, 0, True, from_ms)
+    begun, waiting, more = await _expire_begun(connection, until_ms, grace_ms, limit, from_ms)
+    # Those that wait for the provider hold the sweep's beginning back: the oldest reserved one is where to look next.
+    oldest: int | None = await connection.fetchval(
+        "SELECT journal_ms FROM orders WHERE status = 'reserved' AND journal_ms >= $1 ORDER BY journal_ms LIMIT 1",
+        from_ms,
+    )
+    return Swept(len(plain) + begun, waiting, more, oldest)
+
+
+async def _expire_begun(
+    connection: Connection, until_ms: int, grace_ms: int, limit: int, from_ms: int
+) -> tuple[int, int, bool]:
+    """The same for orders whose payment was begun: how many expired, how many wait for the provider, and whether there
+    are more."""
     with_payment = await connection.fetch(
         "SELECT o.id, o.journal_ms, o.journal_ms + o.hold_ms, p.rank, p.state, p.todo FROM orders AS o"
-        " JOIN payment AS p ON p.order_id = o.id"
+        " JOIN payment AS p ON p.order_id = o.id AND p.unpaid"
         " WHERE o.status = 'reserved' AND o.journal_ms BETWEEN $1 AND $2 AND o.journal_ms + o.hold_ms <= $5"
         " AND (p.state = 'closed' OR p.todo IS DISTINCT FROM 'close' OR o.journal_ms + o.hold_ms + $3 <= $5)"
         " ORDER BY o.journal_ms LIMIT $4",
@@ -74,20 +91,15 @@ async def expire(
         until_ms,
     )
     await connection.execute(
+        "UPDATE payment SET unpaid = false WHERE order_id = ANY ($1::text[]) AND unpaid", [row[0] for row in late]
+    )
+    await connection.execute(
         "UPDATE payment SET todo = 'close', todo_amount = NULL, due_ms = $2, tries = 0"
         " WHERE order_id = ANY ($1::text[]) AND rank < 2 AND state <> 'closed' AND todo IS DISTINCT FROM 'close'",
         ours, until_ms,
     )  # fmt: skip
-    expired = [*plain, *late]
-    await _give_back(connection, expired, until_ms)
-    waiting = len(closing)
-    # Those that wait for the provider hold the sweep's beginning back: the oldest reserved one is where to look next.
-    more = len(plain) == limit or len(with_payment) == limit
-    oldest: int | None = await connection.fetchval(
-        "SELECT journal_ms FROM orders WHERE status = 'reserved' AND journal_ms >= $1 ORDER BY journal_ms LIMIT 1",
-        from_ms,
-    )
-    return Swept(len(expired), waiting, more, oldest)
+    await _give_back(connection, late, until_ms)
+    return len(late), len(closing), len(with_payment) == limit
 
 
 _RETURNED = "id, sale, partition, changes, shopper, catalogue_version, extended, skus, quantities, cancelled, payment"
