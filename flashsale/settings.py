@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -198,6 +199,13 @@ class Settings(BaseSettings):
     def _one_partition(cls, value: int) -> int:
         if value > 1:
             raise ValueError("more than 1 partition needs stock moves, which are not built yet: leave it at 1")
+        return value
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            ip_network(text)
         return value
 
     @model_validator(mode="after")

@@ -33,6 +33,10 @@ def _rendered() -> Iterator[str]:
     for path, methods in OPENAPI["paths"].items():
         for method, operation in methods.items():
             yield from _operation(method, path, operation)
+    yield "<h2>Events that are sent to webhook endpoints</h2>"
+    for name, methods in OPENAPI["webhooks"].items():
+        for method, operation in methods.items():
+            yield from _operation(method, name, operation)
     yield "<h2>Problems</h2><table><tr><th>status<th>name<th>what to do</tr>"
     for name, problem in PROBLEMS.items():
         yield f'<tr><td>{problem.status}<td><a href="/problems/{name}"><code>{name}</code></a>'

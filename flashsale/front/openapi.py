@@ -6,7 +6,7 @@ The resources are described each in a module of its own. What the hot path answe
 import orjson
 from aiohttp import web
 
-from flashsale.front import openapi_orders, openapi_sales
+from flashsale.front import openapi_life, openapi_orders, openapi_sales, openapi_webhooks
 from flashsale.front.answers import JSON
 from flashsale.front.openapi_terms import (
     ORDER_ID,
@@ -74,9 +74,22 @@ OPENAPI: Schema = {
         "description": "A flash-sale order-processing engine. Money is in minor units after ISO 4217, times are UTC. "
         "Problems are RFC 9457; their names are stable.",
     },
-    "paths": {**openapi_orders.PATHS, **openapi_sales.PATHS, **_HOUSE_PATHS},
+    "paths": {
+        **openapi_orders.PATHS,
+        **openapi_life.PATHS,
+        **openapi_sales.PATHS,
+        **openapi_webhooks.PATHS,
+        **_HOUSE_PATHS,
+    },
+    "webhooks": openapi_webhooks.WEBHOOKS,
     "components": {
-        "schemas": {**openapi_orders.SCHEMAS, **openapi_sales.SCHEMAS, **_HOUSE_SCHEMAS},
+        "schemas": {
+            **openapi_orders.SCHEMAS,
+            **openapi_life.SCHEMAS,
+            **openapi_sales.SCHEMAS,
+            **openapi_webhooks.SCHEMAS,
+            **_HOUSE_SCHEMAS,
+        },
         "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
     },
 }

@@ -1,4 +1,4 @@
-"""A webhook receiver on a real socket, a history to tell of, and a worker that tells it: for the tests of webhooks out."""
+"""For the tests of webhooks out: a receiver on a real socket, a history to tell of, and a worker that tells it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ class House:
     async def order(self, number: int) -> str:
         await self.connection.execute(
             """INSERT INTO orders (id, sale, shopper, idempotency_key, market, channel, skus, quantities, prices, total,
-                                   currency, catalogue_version, fingerprint, hold_ms, partition, journal_ms, journal_seq)
+                                   currency, catalogue_version, fingerprint, hold_ms, partition, journal_ms,
+                                   journal_seq)
                VALUES ($1, 1, 'ann', 'k', 'SG', 'web', '{0}', '{1}', '{100}', 100, 'SGD', 1, '\\x00', 1, 0, 1, 0)""",
             ORDER.format(number),
         )
@@ -140,6 +141,11 @@ class House:
 
     async def log(self, **which: Any) -> list[webhooks.Delivery]:
         return await webhooks.log_of(self.connection, **which)
+
+    async def until(self, condition: Callable[[], bool], within_s: float = 10) -> None:
+        async with asyncio.timeout(within_s):
+            while not condition():  # noqa: ASYNC110  # what it waits for lies in other processes' sockets
+                await asyncio.sleep(0.01)
 
     async def settled(self, count: int, within_s: float = 20) -> list[webhooks.Delivery]:
         """The delivery log, once it has `count` settled ones."""

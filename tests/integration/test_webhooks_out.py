@@ -102,9 +102,7 @@ async def test_an_unreachable_endpoint_is_left_alone_and_heard_again_when_it_is_
         await house.endpoint(receiver.url)
         await house.happens(*["order.paid"] * 30)
         async with house.worker(retry_s=(0.05,) * 200, circuit_failures=5, each=2):
-            async with asyncio.timeout(10):
-                while len(receiver.got) < 5:
-                    await asyncio.sleep(0.01)
+            await house.until(lambda: len(receiver.got) >= 5)
             await asyncio.sleep(1.0)
             # Five failures open it, one more may have been under way; then one probe after 0.3 s and one after 0.6 s.
             assert 6 <= len(receiver.got) <= 8
@@ -141,9 +139,7 @@ async def test_a_slow_endpoint_holds_up_no_other(ledger: str) -> None:
         await house.endpoint(quick.url, id="ep2")
         await house.happens(*["order.paid"] * 100)
         async with house.worker(timeout_s=2, retry_s=()):
-            async with asyncio.timeout(8):
-                while len(quick.got) < 100:
-                    await asyncio.sleep(0.02)
+            await house.until(lambda: len(quick.got) == 100, within_s=8)
             assert stuck.open_most <= 4
 
 
@@ -160,9 +156,7 @@ async def test_a_replay_sends_again_what_happened_since_under_the_same_ids(ledge
             await house.endpoint(late.url, "order.delivered", id="ep2")
             await webhooks.ask_replay(house.connection, "ep1", 2000)
             await webhooks.ask_replay(house.connection, "ep2", 0)
-            async with asyncio.timeout(10):
-                while len(receiver.got) < 2 or not late.got:
-                    await asyncio.sleep(0.02)
+            await house.until(lambda: len(receiver.got) == 2 and len(late.got) > 0)
             await house.settled(4)
         assert {got.id: got.body for got in receiver.got} == {
             id: body for id, body in first.items() if b"order.paid" not in body
@@ -176,9 +170,8 @@ async def test_a_replay_of_what_waits_for_its_next_try_tries_at_once(ledger: str
         await house.endpoint(receiver.url)
         await house.happens("order.paid")
         async with house.worker(retry_s=(3600,)):
-            async with asyncio.timeout(10):
-                while not (log := await house.log()) or log[0].http_status is None:
-                    await asyncio.sleep(0.02)
+            await house.until(lambda: len(receiver.got) == 1)
+            await asyncio.sleep(0.3)  # that the failure is written down
             receiver.answer = b"HTTP/1.1 204 No Content\r\n\r\n"
             await webhooks.ask_replay(house.connection, "ep1", 0)
             [line] = await house.settled(1)
