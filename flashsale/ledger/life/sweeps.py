@@ -54,7 +54,7 @@ async def expire(
     await _give_back(connection, plain, until_ms)
     if len(plain) == limit:
         return Swept(limit, 0, True, from_ms)
-    begun, waiting, more = await _expire_begun(connection, until_ms, grace_ms, limit, from_ms)
+    begun, waiting, more = await _expire_begun(connection, until_ms, grace_ms, limit, from_ms, upto_ms)
     # Those that wait for the provider hold the sweep's beginning back: the oldest reserved one is where to look next.
     oldest: int | None = await connection.fetchval(
         "SELECT journal_ms FROM orders WHERE status = 'reserved' AND journal_ms >= $1 ORDER BY journal_ms LIMIT 1",
@@ -64,7 +64,7 @@ async def expire(
 
 
 async def _expire_begun(
-    connection: Connection, until_ms: int, grace_ms: int, limit: int, from_ms: int
+    connection: Connection, until_ms: int, grace_ms: int, limit: int, from_ms: int, upto_ms: int
 ) -> tuple[int, int, bool]:
     """The same for orders whose payment was begun: how many expired, how many wait for the provider, and whether there
     are more."""
