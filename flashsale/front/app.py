@@ -14,7 +14,20 @@ from redis.exceptions import RedisError
 
 from flashsale import metrics
 from flashsale.errors import Refused
-from flashsale.front import docs, health, openapi, orders, problems, sales, shoppers, stock
+from flashsale.front import (
+    aftersales,
+    docs,
+    health,
+    openapi,
+    orders,
+    payment,
+    problems,
+    returns,
+    sales,
+    shoppers,
+    stock,
+    webhook_endpoints,
+)
 from flashsale.front.answers import EVENT_STREAM, problem
 from flashsale.front.context import CONTEXT, FrontContext
 from flashsale.front.events import STREAMS, Streams
@@ -29,7 +42,26 @@ ROUTES: tuple[tuple[str, str, Page], ...] = (
     ("GET", "/v1/sales/{sale}/stock", stock.stock),
     ("GET", "/v1/orders/{id}", orders.order),
     ("GET", "/v1/orders/{id}/events", orders.order_events),
+    ("GET", "/v1/orders/{id}/payment", payment.payment),
+    ("POST", "/v1/orders/{id}/payment", payment.pay),
+    ("POST", "/v1/orders/{id}/extension", aftersales.extend),
+    ("POST", "/v1/orders/{id}/cancellation", aftersales.cancel),
+    ("POST", "/v1/orders/{id}/shipment", aftersales.ship),
+    ("POST", "/v1/orders/{id}/delivery", aftersales.deliver),
+    ("GET", "/v1/orders/{id}/refunds", aftersales.refunds),
+    ("POST", "/v1/orders/{id}/refunds", aftersales.refund),
+    ("GET", "/v1/orders/{id}/returns", returns.returns_of_order),
+    ("POST", "/v1/orders/{id}/returns", returns.request_return),
+    ("GET", "/v1/returns/{id}", returns.one_return),
+    ("POST", "/v1/returns/{id}/decision", returns.decide),
+    ("POST", "/v1/returns/{id}/receipt", returns.receive),
     ("GET", "/v1/shoppers/me/orders", shoppers.my_orders),
+    ("GET", "/v1/webhooks/endpoints", webhook_endpoints.endpoints),
+    ("POST", "/v1/webhooks/endpoints", webhook_endpoints.add_endpoint),
+    ("GET", "/v1/webhooks/endpoints/{id}", webhook_endpoints.endpoint),
+    ("DELETE", "/v1/webhooks/endpoints/{id}", webhook_endpoints.disable_endpoint),
+    ("GET", "/v1/webhooks/endpoints/{id}/deliveries", webhook_endpoints.deliveries),
+    ("POST", "/v1/webhooks/endpoints/{id}/replay", webhook_endpoints.replay_endpoint),
     ("GET", "/livez", health.livez),
     ("GET", "/readyz", health.readyz),
     ("GET", "/metrics", health.show_metrics),

@@ -12,12 +12,14 @@ from aiohttp import web
 from flashsale.front.auth import Verifier
 from flashsale.front.catalogues import Catalogues
 from flashsale.ledger.pool import Ledger
+from flashsale.partners.payments.provider import PaymentProvider
 from flashsale.settings import Settings
 
 
 @dataclass(slots=True)
 class FrontContext:
-    """`ready_reasons` says why this process takes no orders now, a line each; an empty list: it takes them."""
+    """`ready_reasons` says why this process takes no orders now, a line each; an empty list: it takes them. `payments`
+    is None where no provider is set up."""
 
     settings: Settings
     valkey: "redis.asyncio.Redis"
@@ -25,6 +27,7 @@ class FrontContext:
     catalogues: Catalogues
     verifier: Verifier
     ready_reasons: Callable[[], list[str]]
+    payments: PaymentProvider | None = None
 
 
 CONTEXT = web.AppKey("context", FrontContext)

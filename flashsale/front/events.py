@@ -14,6 +14,7 @@ from aiohttp import web
 from flashsale import metrics
 from flashsale.errors import Refused
 from flashsale.front.answers import EVENT_STREAM
+from flashsale.reservation import server
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +30,7 @@ class Streams:
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
         self.open = 0
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def pause(self, seconds: float) -> None:
         """Waits so long, or until the process stops."""
@@ -37,6 +39,12 @@ class Streams:
                 await self.stopping.wait()
         except TimeoutError:
             return
+
+    def end(self, task: asyncio.Task[None]) -> None:
+        """Ends a task that looks for streams when the last of them has gone, without waiting for it."""
+        ending = asyncio.create_task(server.ended(task))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
 
 STREAMS = web.AppKey("streams", Streams)

@@ -1,6 +1,5 @@
 """The orders in the OpenAPI document: placing one, reading one, following one."""
 
-from flashsale.errors import PROBLEMS
 from flashsale.front.answers import EVENT_STREAM, JSON, MESSAGEPACK
 from flashsale.front.openapi_terms import (
     AFTER,
@@ -17,20 +16,39 @@ from flashsale.front.openapi_terms import (
     problems,
     ref,
 )
+from flashsale.front.order_document import FIRST_EVENT
+from flashsale.sale.lifecycle import Status
+from flashsale.sale.next_step import Do
 from flashsale.sale.order import AMOUNT_MAX, LINES_MAX, QUANTITY_MAX, Address
+from flashsale.sale.published import EVENTS
+
+_STATUS: Schema = {"enum": [*(status.value for status in Status), "refunded"]}
+_LINE: dict[str, Schema] = {"sku": TEXT, "quantity": UNITS, "price": ref("Money")}
+_BECAME: dict[str, Schema] = {
+    "cancelled": UNITS,
+    "shipped": UNITS,
+    "returned": UNITS,
+    "refunded": {**UNITS, "description": "Units whose price went back, or is not taken."},
+}
 
 _ORDER_FIELDS: dict[str, Schema] = {
     "id": ORDER_ID,
     "sale": TEXT,
-    "status": {
-        "enum": ["reserved", "paid", "expired", "cancelled", "shipped", "delivered", "undeliverable", "refunded"],
-    },
+    "status": _STATUS,
     "market": TEXT,
     "channel": TEXT,
-    "lines": array(obj({"sku": TEXT, "quantity": UNITS, "price": ref("Money")})),
+    "lines": array(obj(_LINE)),
     "total": ref("Money"),
     "reserved_until": TIME,
 }
+_LISTED_FIELDS: dict[str, Schema] = {**_ORDER_FIELDS, "lines": array(obj(_LINE, _BECAME)), "created_at": TIME}
+
+_REFUSALS = (
+    *("malformed", "idempotency-key-missing", "unauthenticated", "forbidden", "sale-not-open", "unknown-sale"),
+    *("unknown-sku", "sold-out", "quota-exceeded", "price-changed", "sku-suspended", "sale-closed", "too-large"),
+    *("unsupported-media-type", "invalid-order", "idempotency-mismatch", "too-many-requests", "headers-too-large"),
+    *("internal", "sale-paused", "overloaded", "outcome-unknown"),
+)
 
 _PLACE_ORDER: Schema = {
     "summary": "Place an order: all lines or none.",
@@ -59,7 +77,7 @@ _PLACE_ORDER: Schema = {
             },
             "content": {media_type: {"schema": ref("Order")} for media_type in (JSON, *MESSAGEPACK)},
         },
-        **problems(*(name for name in PROBLEMS if name not in ("not-found", "method-not-allowed"))),
+        **problems(*_REFUSALS),
     },
 }
 
@@ -107,13 +125,31 @@ SCHEMAS: dict[str, Schema] = {
     "Order": obj(_ORDER_FIELDS),
     "OrderRead": obj(
         {
-            **_ORDER_FIELDS,
-            "created_at": TIME,
-            "history": array(obj({"number": UNITS, "status": TEXT, "at": TIME})),
+            **_LISTED_FIELDS,
+            "payment": ref("PaymentSummary"),
+            "next": ref("NextStep"),
+            "history": array(ref("HistoryEntry")),
         },
+        {"refunds": array(ref("Refund")), "returns": array(ref("Return"))},
+    ),
+    "NextStep": obj(
+        {
+            "do": {"enum": [do.value for do in Do], "description": "What the shopper does next."},
+            "why": {**TEXT, "description": "A sentence for people."},
+        },
+        {"href": {**TEXT, "description": "Where."}, "until": {**TIME, "description": "Until when."}},
+    ),
+    "HistoryEntry": obj(
+        {
+            "number": {**UNITS, "minimum": 1, "description": "Without a gap; the id of the server-sent event."},
+            "status": {**_STATUS, "description": "The order's, after it."},
+            "at": TIME,
+            "event": {**TEXT, "description": "Its published name.", "examples": [FIRST_EVENT, *EVENTS]},
+        },
+        {"detail": {"type": "object"}},
     ),
     "Orders": obj(
-        {"orders": array(obj({**_ORDER_FIELDS, "created_at": TIME}))},
+        {"orders": array(obj(_LISTED_FIELDS))},
         {"next": {**TEXT, "description": "A path."}},
     ),
 }

@@ -44,6 +44,12 @@ AFTER = query_parameter(
 )
 SALE = path_parameter("sale", "The sale's id.")
 ID = path_parameter("id", "The order's id.")
+IDEMPOTENCY_KEY: Schema = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "What was asked under a key is done once, however often it is sent. Quoted or bare.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[ -~]+$"},
+}
 
 
 def problems(*names: str) -> dict[str, Schema]:
@@ -87,7 +93,11 @@ def page(
     return {"get": operation}
 
 
-BODY_REFUSALS = ("malformed", "too-large", "unsupported-media-type", "invalid-request")
+STEP_REFUSALS = (
+    *("malformed", "too-large", "unsupported-media-type", "invalid-request"),
+    *("unauthenticated", "not-found", "overloaded", "outcome-unknown"),
+)
+"""What every step with an order may be refused with."""
 
 
 def step(
@@ -114,7 +124,7 @@ def step(
             "required": body_required,
             "content": {each: {"schema": ref(body)} for each in (JSON, *MESSAGEPACK)},
         },
-        "responses": {"201" if created else "200": answers, **problems(*refusals, *BODY_REFUSALS, "unauthenticated")},
+        "responses": {"201" if created else "200": answers, **problems(*refusals, *STEP_REFUSALS)},
     }
     if description:
         operation["description"] = description

@@ -6,7 +6,8 @@ from aiohttp import web
 
 from flashsale.front.answers import answer, bad_parameter, limit, next_path, parameter, who
 from flashsale.front.context import context_of
-from flashsale.front.orders import ledger_away, of_row, sale_of, shown
+from flashsale.front.order_document import shown
+from flashsale.front.order_reading import ledger_away, sale_of
 from flashsale.ledger import orders as ledger_orders
 from flashsale.ledger.pool import LedgerAway
 from flashsale.sale.identity import parse_order_id
@@ -23,7 +24,7 @@ async def my_orders(request: web.Request) -> web.Response:
             rows = await ledger_orders.of_shopper(connection, claims.sub, size + 1, after)
     except LedgerAway:
         raise ledger_away() from None
-    found = [of_row(row) for row in rows[:size]]
+    found = rows[:size]
     body: dict[str, Any] = {"orders": [shown(order, await sale_of(context, order)) for order in found]}
     if len(rows) > size:
         body["next"] = next_path(request, found[-1].id)

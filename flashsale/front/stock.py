@@ -115,7 +115,7 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self._readers -= 1
         if self._readers == 0 and self._looking is not None:
-            self._looking.cancel()
+            self._app[STREAMS].end(self._looking)
             self._looking = None
 
     async def next_look(self) -> dict[str, Any] | None:

@@ -23,6 +23,9 @@ CONNECTION_LOST: tuple[type[BaseException], ...] = (
     asyncpg.InvalidAuthorizationSpecificationError,
 )
 
+ROLLED_BACK: type[BaseException] = asyncpg.TransactionRollbackError
+"""What asyncpg raises where PostgreSQL ended a transaction for another's sake (a deadlock): nothing of it was done."""
+
 
 class LedgerAway(ConnectionError):
     """PostgreSQL can't be reached, or was lost in between."""

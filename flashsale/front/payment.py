@@ -1,0 +1,128 @@
+"""POST and GET /v1/orders/{id}/payment: how an order is paid, and how far that has come.
+
+A payment begins in three phases, each of which may be the last before a crash: (1) the ledger notes that the order is
+about to be paid, (2) the provider makes its object, under keys that follow from the order, (3) the ledger notes what
+the provider answered. The same request again goes through the same phases and finds what the earlier one left.
+"""
+
+from hashlib import blake2s
+
+import structlog
+from aiohttp import web
+
+from flashsale.errors import Refused
+from flashsale.front.answers import answer, who
+from flashsale.front.bodies import PAYMENT, PaymentRequest, read_body
+from flashsale.front.context import FrontContext, context_of
+from flashsale.front.order_document import deadline_ms, shown_payment
+from flashsale.front.steps import created, now_ms, order_of, transaction
+from flashsale.ledger import life, payments
+from flashsale.ledger.orders import OrderRow
+from flashsale.ledger.payments import PaymentRow
+from flashsale.partners.payments.provider import (
+    Opened,
+    Payable,
+    PaymentProvider,
+    ProviderAway,
+    ProviderRefused,
+)
+from flashsale.sale.catalogue import Sale
+from flashsale.sale.payment import IntentState
+from flashsale.sale.payment_methods import METHODS, offered
+
+log = structlog.get_logger(__name__)
+
+
+async def pay(request: web.Request) -> web.Response:
+    """POST /v1/orders/{id}/payment"""
+    claims = who(request)
+    asked = await read_body(request, PAYMENT)
+    context = context_of(request)
+    order, sale = await order_of(request, claims)
+    methods = offered(order.market)
+    if asked.method not in methods:
+        raise Refused("method-unavailable", id=order.id, methods=list(methods))
+    order, payment, known = await _begin(context, order.id, asked)
+    if not known:
+        payment = await _open(context, order, sale, payment, asked)
+    location = f"/v1/orders/{order.id}/payment"
+    return created(request, shown_payment(order, payment), location)
+
+
+async def payment(request: web.Request) -> web.Response:
+    """GET /v1/orders/{id}/payment"""
+    claims = who(request)
+    order, _ = await order_of(request, claims)
+    async with transaction(context_of(request)) as connection:
+        found = await payments.find(connection, order.id)
+    if found is None:
+        raise Refused("not-found", "No payment was begun; POST here begins it.", id=order.id)
+    return answer(request, shown_payment(order, found))
+
+
+async def _begin(context: FrontContext, order_id: str, asked: PaymentRequest) -> tuple[OrderRow, PaymentRow, bool]:
+    """Phase 1. Also answers whether the provider has been asked the same before: then nothing is left to do."""
+    silent_ms = round(context.settings.payments_silent_s * 1000)
+    async with transaction(context) as connection:
+        before = await payments.find(connection, order_id)
+        order, payment = await life.begin_payment(
+            connection, order_id, asked.method, asked.return_url, now_ms(), silent_ms
+        )
+    known = (
+        before is not None
+        and payment.pay_url is not None
+        and (before.method, before.return_url) == (payment.method, payment.return_url)
+        and (not _is_wallet(payment.method) or payment.state != IntentState.FAILED)  # a declined wallet is asked anew
+    )
+    return order, payment, known
+
+
+async def _open(
+    context: FrontContext, order: OrderRow, sale: Sale, payment: PaymentRow, asked: PaymentRequest
+) -> PaymentRow:
+    """Phases 2 and 3."""
+    provider = context.payments
+    if provider is None:
+        raise Refused("provider-away", "Payments are not set up.", id=order.id)
+    try:
+        opened = await provider.open(_payable(order, sale, payment), payment.created_ms)
+        pay_url = await _pay_url(provider, opened, payment)
+    except ProviderAway as away:
+        log.warning("the payment provider is away", order=order.id, reason=str(away))
+        raise Refused("provider-away", id=order.id) from None
+    except ProviderRefused as refused:
+        log.warning("the payment provider refuses a payment", order=order.id, method=asked.method, code=refused.code)
+        detail = f"The payment provider does not take this payment: {refused.code}."
+        raise Refused("method-unavailable", detail, id=order.id, methods=list(offered(order.market))) from None
+    async with transaction(context) as connection:
+        await payments.opened(connection, order.id, payment.created_ms, opened.session_id, opened.provider_id, pay_url)
+        found = await payments.find(connection, order.id)
+    return found or payment
+
+
+def _payable(order: OrderRow, sale: Sale, payment: PaymentRow) -> Payable:
+    """The same each time, whatever happens meanwhile: the provider takes one key for one set of words."""
+    extension_ms = 0 if order.extended else sale.extension_ms
+    return Payable(
+        order_id=order.id,
+        amount=payment.amount,
+        currency=payment.currency,
+        methods=offered(order.market),
+        return_url=payment.return_url,
+        expires_ms=deadline_ms(order) + extension_ms,
+        description=f"{sale.name}: order {order.id}",
+    )
+
+
+async def _pay_url(provider: PaymentProvider, opened: Opened, payment: PaymentRow) -> str:
+    """Where the shopper goes: into the wallet, or to the provider's page."""
+    if not _is_wallet(payment.method) or payment.return_url is None:
+        return opened.pay_url
+    # Another attempt is another key: after a decline, or with another way back.
+    attempt = blake2s(f"{payment.attempt} {payment.return_url}".encode(), digest_size=8).hexdigest()
+    key = f"wallet-{payment.order_id}-{payment.method}-{attempt}"
+    return await provider.wallet(opened, payment.method, payment.return_url, key)
+
+
+def _is_wallet(method: str) -> bool:
+    return METHODS[method].capture == "automatic"
