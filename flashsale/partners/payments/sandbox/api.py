@@ -165,7 +165,7 @@ def _whole(work: Work, params: Params, key: str | None, named: str) -> Callable[
             body = orjson.dumps(_expanded(change, answer.body, _paths(params)))
         except ApiError as fault:
             if not fault.kept:
-                raise
+                return _Kept(fault.status, orjson.dumps(fault.body()), False, **change.faults.at_the_answer(False))
             answer = Answer(fault.status, fault.body())
             body = orjson.dumps(answer.body)
         if key is not None:
