@@ -49,6 +49,7 @@ _SPECIAL: tuple[Network, ...] = tuple(
     )
 )
 _DEFAULT_PORT = {"https": 443, "http": 80}
+_AUTHORITY_END = re.compile("[/?#]")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9.])?")
 _NUMBER = re.compile(r"(0[xX][0-9A-Fa-f]*|[0-9]+)\.?")
 _PLAIN = re.compile(rf"[!-\[\]-~]{{1,{URL_MAX}}}")  # printable ASCII without space and backslash
@@ -129,14 +130,14 @@ class Outbound:
             raise Forbidden(f"a URL is 1 to {URL_MAX} printable ASCII characters without spaces and backslashes")
         try:
             url = URL(text)
-            host, port = url.host, url.port
+            host, port = url.raw_host, url.port
         except ValueError:
             raise Forbidden("this is no URL") from None
         if url.scheme not in ("https", "http") or not host:
             raise Forbidden("a URL begins with https:// and a host")
         if url.scheme == "http" and not self._allow:
             raise Forbidden("only https is sent to")
-        if "@" in text.partition("://")[2].partition("/")[0] or url.user is not None or url.password is not None:
+        if "@" in _AUTHORITY_END.split(text.partition("://")[2])[0]:
             raise Forbidden("a URL carries no user name and no password")
         if "#" in text:
             raise Forbidden("a URL carries no fragment")
@@ -153,7 +154,7 @@ class Outbound:
     async def addresses(self, url: URL) -> list[Address]:
         """Where the URL's host is now, each address checked. Raises Forbidden if any is private, OSError if there is
         none."""
-        host, port = url.host or "", url.port or 443
+        host, port = url.raw_host or "", url.port or 443
         literal = _literal(host)
         if literal is not None:
             found: list[Address] = [literal]
