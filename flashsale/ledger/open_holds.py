@@ -30,7 +30,7 @@ class Deadline(NamedTuple):
 async def past_deadline(
     connection: Connection, from_ms: int, upto_ms: int, until_ms: int, limit: int
 ) -> Stretch | None:
-    """The first `limit` reserved orders taken between `from_ms` and `upto_ms` whose deadline is at or before `until_ms`;
+    """The first `limit` reserved orders taken from `from_ms` to `upto_ms` whose deadline is at or before `until_ms`;
     None where there is none."""
     first_ms, last_ms, orders = await connection.fetchrow(  # type: ignore[misc]  # an aggregate always has a row
         "SELECT min(journal_ms), max(journal_ms), count(*) FROM (SELECT journal_ms FROM orders"
@@ -68,10 +68,4 @@ async def still_due(connection: Connection, order_ids: Sequence[str]) -> dict[st
         "SELECT id, journal_ms + hold_ms FROM orders WHERE id = ANY ($1::text[]) AND status = 'reserved'",
         list(order_ids),
     )
-    return {row[0]: row[1] for row in rows}
-
-
-async def sold(connection: Connection, sale: int) -> dict[int, int]:
-    """Units paid and not given back, by offer index."""
-    rows = await connection.fetch("SELECT sku, units FROM sold WHERE sale = $1", sale)
     return {row[0]: row[1] for row in rows}

@@ -95,3 +95,11 @@ async def catalogues(connection: Connection) -> dict[int, bytes]:
     return {
         row[0]: row[1] for row in await connection.fetch("SELECT version, document FROM catalogue ORDER BY version")
     }
+
+
+async def catalogues_after(connection: Connection, version: int) -> dict[int, bytes]:
+    """The documents of the versions after that one."""
+    rows = await connection.fetch(
+        "SELECT version, document FROM catalogue WHERE version > $1 ORDER BY version", version
+    )
+    return {row[0]: row[1] for row in rows}
