@@ -32,6 +32,7 @@ from flashsale.settings import Settings
 
 ENDPOINTS_MAX = 200  # each is one more delivery for every event that it hears
 SECRET_BYTES = 32
+TIME_MAX_MS = 253_402_300_799_999  # the end of the year 9999; a zone may put a time behind it
 _ID = re.compile(r"ep_[0-9a-f]{21}")
 LOOKUP_S = 2.0  # a name that is not found within this is taken: it is looked up again before every delivery
 
@@ -109,7 +110,7 @@ async def replay_endpoint(request: web.Request) -> web.Response:
     """POST /v1/webhooks/endpoints/{id}/replay: 202, the worker does it."""
     _admin(request)
     wanted = await read_body(request, REPLAY)
-    since_ms = max(0, round(wanted.since.timestamp() * 1000))
+    since_ms = min(max(0, round(wanted.since.timestamp() * 1000)), TIME_MAX_MS)
     async with _ledger(request) as connection:
         found = await _found(connection, request)
         if found.disabled:
@@ -131,12 +132,15 @@ async def checked(outbound: Outbound, url: str, events: Sequence[str]) -> list[s
     strange = set(unknown(events))
     faults = {f"events[{number}]": f"not published: {name}" for number, name in enumerate(events) if name in strange}
     try:
-        # A name that can't be looked up now may be there when it is needed.
-        with contextlib.suppress(OSError, TimeoutError, ValueError):
-            async with asyncio.timeout(LOOKUP_S):
-                await outbound.addresses(outbound.parse(url))
+        parsed = outbound.parse(url)
+        async with asyncio.timeout(LOOKUP_S):
+            await outbound.addresses(parsed)
     except Forbidden as fault:
         faults["url"] = str(fault)
+    except (OSError, TimeoutError, ValueError):
+        # A name that can't be looked up now may be there when it is needed; plain http needs an allowed address now.
+        if parsed.scheme != "https":
+            faults["url"] = "only https is sent to"
     if faults:
         raise Refused("invalid-request", fields=faults)
     return list(dict.fromkeys(events))
