@@ -1,8 +1,9 @@
 """DATA_DIR/run.json: which processes make up the running engine, and where its servers listen.
 
 Written whole, by rename, at each change of a part, by `flashsale up` alone; every other command finds the engine by it.
-Private (0600): PostgreSQL's address carries its password. Beside each pid stands the process's start in clock ticks of
-this boot, so that a later engine never takes a stranger's process for an old part.
+Private (0600): PostgreSQL's address carries its password, and the sandbox's keys stand in it. Beside each pid stands
+the process's start in clock ticks of this boot, so that a later engine never takes a stranger's process for an old
+part.
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ class Server(TypedDict):
     address: str
 
 
+class PaymentsSandbox(TypedDict):
+    """The payments sandbox, and how to speak with it."""
+
+    pid: int | None
+    started: int | None
+    address: str
+    api_key: str
+    webhook_secret: str
+
+
 class Supervisor(TypedDict):
     """The `flashsale up` that wrote the file."""
 
@@ -60,6 +71,7 @@ class RunFile(TypedDict):
     worker: list[Worker]
     valkey: Server
     postgres: Server
+    payments_sandbox: PaymentsSandbox | None  # None: the provider is not ours
 
 
 class NoEngine(Exception):
@@ -104,8 +116,25 @@ def addresses(settings: Settings) -> tuple[str, str]:
     )
 
 
+def with_payments(settings: Settings) -> Settings:
+    """The same settings with what they lack of the payment provider taken from the running engine's sandbox. One that
+    was given by its address is not mixed with the sandbox's keys."""
+    running = read(settings.data_dir) if settings.payments_url is None else None
+    sandbox = running["payments_sandbox"] if running is not None else None
+    if sandbox is None:
+        return settings
+    return settings.model_copy(
+        update={
+            "payments_url": sandbox["address"],
+            "payments_api_key": SecretStr(sandbox["api_key"]),
+            "payments_webhook_secret": SecretStr(sandbox["webhook_secret"]),
+        }
+    )
+
+
 def completed(settings: Settings) -> Settings:
-    """The same settings with the secret and both addresses filled in. Raises NoSecret, NoEngine."""
+    """The same settings with secret, addresses and payment provider filled in. Raises NoSecret, NoEngine."""
+    settings = with_payments(settings)
     found = secret.find(settings)
     redis_url, database_url = addresses(settings)
     return settings.model_copy(

@@ -16,23 +16,32 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from importlib import import_module
-from typing import Literal, Protocol, TextIO
+from typing import Literal, TextIO
 
 import structlog
 
 from flashsale import runfile, secret, tether
 from flashsale.embedded import REPAIRS_MAX, PostgresServer, ServerDied, ServerFault, ValkeyServer
+from flashsale.parts import (
+    DRAIN_GRACE_S,
+    KILLED_WITHIN_S,
+    Backoff,
+    OwnPart,
+    Part,
+    exited,
+    living,
+    name_of,
+    reachable,
+    stopped,
+)
+from flashsale.payments_sandbox import PaymentsSandbox
 from flashsale.settings import ENV_PREFIX, Settings
 
 log = structlog.get_logger("flashsale.supervisor")
 
-RESTART_FIRST_S = 0.1  # before a part that died is started again; doubles with each early death
-RESTART_MOST_S = 5.0
-STEADY_AFTER_S = 3.0  # a part that lived this long did not fail at its start: it starts over at RESTART_FIRST_S
 FALSE_STARTS_MAX = 3  # deaths of our own parts before the engine was ever ready: then `up` gives up
 READY_POLL_S = 0.02
 READY_ANSWERS_A_FRONT = 4  # /readyz in a row, each on a new connection: the kernel spreads them over the front ends
@@ -42,63 +51,16 @@ LEFTOVER_WITHIN_S = 3.0
 
 # Stopping may take 20 s. Each part's end is counted from the signal, not from the end of the part before it, so that
 # whatever hangs, they are not added up: PostgreSQL, the last, is asked in any case. 2 s are a busy machine's.
-DRAIN_GRACE_S = 1.0  # beyond drain_timeout_s, which is 10 at most: front ends are killed at 11 s at the latest
 CANCELLED_WITHIN_S = 0.5  # our own tasks; what they hang on is stopped next
 PATIENCE_S = 2.5  # with worker and Valkey, once asked
 WORKER_GONE_BY_S = 13.0
 VALKEY_GONE_BY_S = 15.0
 POSTGRES_FAST_BY_S = 16.5  # its checkpoint; then it must replay its log at the next start
 POSTGRES_GONE_BY_S = 17.5
-KILLED_WITHIN_S = 0.5  # a killed process gives its memory back
 
 
 class SupervisorFault(Exception):
     """The engine can't run; one line that says why."""
-
-
-class _Process(Protocol):
-    """Whatever has a child process: a server of embedded.py or a part of our own."""
-
-    process: subprocess.Popen[bytes] | None
-
-    def spawn(self) -> None: ...
-
-
-class Backoff:
-    """How long a part that died waits before it is started again: longer each time it dies early."""
-
-    def __init__(self) -> None:
-        self._delay_s = RESTART_FIRST_S
-        self._began = time.monotonic()
-
-    async def wait(self) -> None:
-        """Call when the part has died; returns when it may be started."""
-        if time.monotonic() - self._began > STEADY_AFTER_S:
-            self._delay_s = RESTART_FIRST_S
-        await asyncio.sleep(self._delay_s)
-        self._delay_s = min(2 * self._delay_s, RESTART_MOST_S)
-        self._began = time.monotonic()
-
-
-class OwnPart:
-    """A front end or the worker: this program again, with another command."""
-
-    def __init__(self, name: str, command: list[str], env: dict[str, str], output: TextIO | None) -> None:
-        """command: its words behind `flashsale`. output: where its log goes; None: our stderr."""
-        self.name = name
-        self.process: subprocess.Popen[bytes] | None = None
-        self._command = command
-        self._env = env
-        self._output = output
-
-    def spawn(self) -> None:
-        """Start it. Main thread only."""
-        self.process = tether.spawn(
-            [sys.executable, "-P", "-m", "flashsale", *self._command],
-            death_signal=signal.SIGKILL,
-            output=(self._output or sys.stderr).fileno(),
-            env=self._env,
-        )
 
 
 class Supervisor:
@@ -107,7 +69,7 @@ class Supervisor:
     def __init__(self, settings: Settings, say: Callable[[str], None], parts_log: TextIO | None = None) -> None:
         """say: prints a line for whoever started us. parts_log: where the parts log to; None: our stderr."""
         self.settings = settings
-        self.url = f"http://{_reachable(settings.host)}:{settings.port}"
+        self.url = f"http://{reachable(settings.host)}:{settings.port}"
         self._say = say
         self._data_dir = settings.data_dir
         self._held: list[object] = []  # the locks on directory and port: open as long as we live
@@ -121,7 +83,8 @@ class Supervisor:
             else None
         )
         self.postgres = PostgresServer(self._data_dir / "postgres") if settings.database_url is None else None
-        env = self._environment()
+        env = self._env = self._environment()
+        self.sandbox = PaymentsSandbox(settings, env, parts_log) if settings.payments_url is None else None
         self.worker = OwnPart("worker", ["worker", "--rebuild"], env, parts_log)
         self.fronts = [
             OwnPart(f"front {number}", ["serve"], env, parts_log) for number in range(1, settings.processes + 1)
@@ -215,6 +178,7 @@ class Supervisor:
             return
         named: list[tuple[int | None, int | None, signal.Signals]] = [
             *((part["pid"], part["started"], signal.SIGTERM) for part in (*old["front"], *old["worker"])),
+            *([(sandbox["pid"], sandbox["started"], signal.SIGTERM)] if (sandbox := old["payments_sandbox"]) else []),
             (old["valkey"]["pid"], old["valkey"]["started"], signal.SIGTERM),
             (old["postgres"]["pid"], old["postgres"]["started"], signal.SIGQUIT),
         ]
@@ -236,7 +200,9 @@ class Supervisor:
         shutil.rmtree(self._data_dir / "metrics", ignore_errors=True)
         (self._data_dir / "metrics").mkdir(mode=0o700)
         self._record()
-        for part in (self.worker, *self.fronts):
+        if self.sandbox is not None:
+            self._env |= self.sandbox.prepare()
+        for part in filter(None, (self.sandbox, self.worker, *self.fronts)):
             self._spawn(part)
             self._keep(part, self._nothing_more)
         if self.valkey is not None:
@@ -352,22 +318,22 @@ class Supervisor:
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
-    def _spawn(self, part: _Process) -> None:
+    def _spawn(self, part: Part) -> None:
         part.spawn()
         assert part.process is not None  # noqa: S101 - spawn() made it
-        log.info("part.started", name=_name(part), pid=part.process.pid)
+        log.info("part.started", name=name_of(part), pid=part.process.pid)
         self._record()
 
-    def _keep(self, part: _Process, ready: Callable[[], Awaitable[None]]) -> None:
+    def _keep(self, part: Part, ready: Callable[[], Awaitable[None]]) -> None:
         self._keepers.append(asyncio.create_task(self._keep_running(part, ready)))
 
-    async def _keep_running(self, part: _Process, ready: Callable[[], Awaitable[None]]) -> None:
+    async def _keep_running(self, part: Part, ready: Callable[[], Awaitable[None]]) -> None:
         """Start the part again whenever it dies, for ever; before the engine was ever ready, a few times."""
         backoff = Backoff()
         while True:
-            await _exited(part)
+            await exited(part)
             assert part.process is not None  # noqa: S101 - it has exited
-            log.warning("part.died", name=_name(part), pid=part.process.pid, status=part.process.returncode)
+            log.warning("part.died", name=name_of(part), pid=part.process.pid, status=part.process.returncode)
             self._record()
             self._count_false_start(part)
             await backoff.wait()
@@ -375,9 +341,9 @@ class Supervisor:
                 self._spawn(part)
                 await ready()
             except (ServerFault, OSError) as fault:
-                log.error("part.not_started", name=_name(part), error=str(fault))
+                log.error("part.not_started", name=name_of(part), error=str(fault))
 
-    def _count_false_start(self, part: _Process) -> None:
+    def _count_false_start(self, part: Part) -> None:
         if self._was_ready or not isinstance(part, OwnPart) or part.process is None:
             return
         self._false_starts += 1
@@ -407,20 +373,21 @@ class Supervisor:
                 "front": [
                     {"pid": pid, "started": started, "port": self.settings.port}
                     for part in self.fronts
-                    for pid, started in _living(part)
+                    for pid, started in living(part)
                 ],
                 "worker": [
-                    {"pid": pid, "started": started, "name": self.worker.name} for pid, started in _living(self.worker)
+                    {"pid": pid, "started": started, "name": self.worker.name} for pid, started in living(self.worker)
                 ],
                 "valkey": _server_record(self.valkey, self.redis_url),
                 "postgres": _server_record(self.postgres, self.database_url),
+                "payments_sandbox": self.sandbox.record() if self.sandbox is not None else None,
             },
         )
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
     async def _stop(self, serving: asyncio.Task[None]) -> None:
-        """Front ends (they drain), worker, Valkey, PostgreSQL: each is gone before the next is asked."""
+        """Front ends (they drain), worker, sandbox, Valkey, PostgreSQL: each is gone before the next is asked."""
         clock = asyncio.get_running_loop().time
         began = clock()
         for keeper in self._keepers:
@@ -428,13 +395,14 @@ class Supervisor:
         ended = asyncio.gather(*self._keepers, serving, return_exceptions=True)
         await asyncio.wait({ended}, timeout=CANCELLED_WITHIN_S)
         drained_at = began + self.settings.drain_timeout_s + DRAIN_GRACE_S
-        await asyncio.gather(*(_stopped(front, (signal.SIGTERM, drained_at)) for front in self.fronts))
-        await _stopped(self.worker, (signal.SIGTERM, min(clock() + PATIENCE_S, began + WORKER_GONE_BY_S)))
+        await asyncio.gather(*(stopped(front, (signal.SIGTERM, drained_at)) for front in self.fronts))
+        for part in filter(None, (self.worker, self.sandbox)):
+            await stopped(part, (signal.SIGTERM, min(clock() + PATIENCE_S, began + WORKER_GONE_BY_S)))
         if self.valkey is not None:
-            await _stopped(self.valkey, (signal.SIGTERM, min(clock() + PATIENCE_S, began + VALKEY_GONE_BY_S)))
+            await stopped(self.valkey, (signal.SIGTERM, min(clock() + PATIENCE_S, began + VALKEY_GONE_BY_S)))
         if self.postgres is not None:
             fast, at_once = (signal.SIGINT, began + POSTGRES_FAST_BY_S), (signal.SIGQUIT, began + POSTGRES_GONE_BY_S)
-            await _stopped(self.postgres, fast, at_once)
+            await stopped(self.postgres, fast, at_once)
             self._end_orphans(self.postgres)
         for server in (self.valkey, self.postgres):
             if server is not None:
@@ -443,7 +411,7 @@ class Supervisor:
 
     def _kill_all(self) -> None:
         """A second signal: nobody waits any more. PostgreSQL gets its immediate shutdown, so that its children go."""
-        for part in (*self.fronts, self.worker, self.valkey):
+        for part in (*self.fronts, self.worker, self.sandbox, self.valkey):
             if part is not None and part.process is not None and part.process.poll() is None:
                 part.process.kill()
                 part.process.wait()
@@ -463,95 +431,13 @@ class Supervisor:
             tether.send(pid, started, signal.SIGKILL)
 
 
-class FrontEnds:
-    """`flashsale serve` with several processes: front ends alone, on servers that somebody else runs."""
-
-    def __init__(self, settings: Settings) -> None:
-        env = {**os.environ, f"{ENV_PREFIX}PROCESSES": "1"}
-        self._settings = settings
-        self._fronts = [OwnPart(f"front {number}", ["serve"], env, None) for number in range(1, settings.processes + 1)]
-
-    async def run(self) -> None:
-        """Keep them running until SIGINT or SIGTERM; return when they have drained."""
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        keepers = [asyncio.create_task(self._keep_running(front)) for front in self._fronts]
-        await stop.wait()
-        for keeper in keepers:
-            keeper.cancel()
-        await asyncio.gather(*keepers, return_exceptions=True)
-        drained_at = asyncio.get_running_loop().time() + self._settings.drain_timeout_s + DRAIN_GRACE_S
-        await asyncio.gather(*(_stopped(front, (signal.SIGTERM, drained_at)) for front in self._fronts))
-
-    async def _keep_running(self, front: OwnPart) -> None:
-        backoff = Backoff()
-        while True:
-            front.spawn()
-            await _exited(front)
-            log.warning("part.died", name=front.name)
-            await backoff.wait()
-
-
-def _name(part: _Process) -> str:
-    return part.name if isinstance(part, OwnPart) else type(part).__name__.removesuffix("Server").lower()
-
-
-def _living(part: _Process) -> list[tuple[int, int]]:
-    """(pid, start ticks) of the part's process, if it lives."""
-    if part.process is None or part.process.poll() is not None:
-        return []
-    started = tether.start_ticks(part.process.pid)
-    return [] if started is None else [(part.process.pid, started)]
-
-
-def _server_record(server: _Process | None, address: str) -> runfile.Server:
-    living = [] if server is None else _living(server)
-    pid, started = living[0] if living else (None, None)
+def _server_record(server: Part | None, address: str) -> runfile.Server:
+    pid, started = next(iter(living(server)), (None, None)) if server is not None else (None, None)
     return {"pid": pid, "started": started, "address": address}
-
-
-async def _exited(part: _Process) -> None:
-    """Return when the part's process has ended; it is reaped."""
-    process = part.process
-    if process is None or process.poll() is not None:
-        return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    handle = os.pidfd_open(process.pid)  # readable when the process ends
-    loop.add_reader(handle, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(handle)
-        os.close(handle)
-    process.wait()
-
-
-async def _stopped(part: _Process, *asked: tuple[signal.Signals, float]) -> None:
-    """Ask the part to end by each signal in turn, waiting until its time of the loop's clock, at last by SIGKILL."""
-    clock = asyncio.get_running_loop().time
-    began = clock()
-    for sig, until in (*asked, (signal.SIGKILL, None)):
-        if part.process is None or part.process.poll() is not None:
-            return
-        if until is None:
-            log.warning("part.killed", name=_name(part), pid=part.process.pid, after_s=round(clock() - began, 1))
-        part.process.send_signal(sig)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(clock() + KILLED_WITHIN_S if until is None else until):
-                await _exited(part)
 
 
 def _embedded_durability(settings: Settings) -> Literal["memory", "fsync"]:
     return "memory" if settings.durability == "memory" else "fsync"
-
-
-def _reachable(host: str) -> str:
-    """The address under which this machine reaches a server that listens on host, as it stands in a URL."""
-    if host in ("0.0.0.0", "::", "localhost"):  # noqa: S104 - compared, not bound
-        return "127.0.0.1" if host != "::" else "[::1]"
-    return f"[{host}]" if ":" in host else host
 
 
 def _claim_port(host: str, port: int) -> socket.socket:
@@ -588,9 +474,9 @@ async def _get(host: str, port: int, path: str) -> tuple[int, str]:
     """(status, body) of a GET on a connection of its own; status 0 where nobody answers."""
     try:
         async with asyncio.timeout(HTTP_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(_reachable(host).strip("[]"), port)
+            reader, writer = await asyncio.open_connection(reachable(host).strip("[]"), port)
             try:
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: {_reachable(host)}\r\nConnection: close\r\n\r\n".encode())
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {reachable(host)}\r\nConnection: close\r\n\r\n".encode())
                 answer = await reader.read(64 * 1024)
             finally:
                 writer.close()

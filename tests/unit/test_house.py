@@ -31,6 +31,7 @@ WIRING = {
     "commands",
     "embedded",
     "merchandising",
+    "payments_sandbox",
     "recovery",
     "status",
     "supervisor",

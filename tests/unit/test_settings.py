@@ -101,6 +101,7 @@ def test_addresses_come_from_the_environment_then_from_the_running_engine(tmp_pa
         "worker": [{"pid": 8, "started": 9, "name": "worker"}],
         "valkey": server,
         "postgres": {**server, "address": "postgresql:///b"},
+        "payments_sandbox": {**server, "api_key": "sk_test_1", "webhook_secret": "whsec_1"},
     }
     runfile.write(tmp_path, content)
     assert runfile.read(tmp_path) == content
