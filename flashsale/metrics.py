@@ -36,7 +36,12 @@ BATCHES_IN_FLIGHT = Gauge(
     "flashsale_batches_in_flight", "Script calls without an answer yet.", multiprocess_mode="livesum"
 )
 CONNECTIONS = Gauge("flashsale_connections", "Open client connections.", multiprocess_mode="livesum")
-PAGES = Counter("flashsale_pages", "Answered pages: every route but POST /v1/orders.", ["route", "method", "status"])
+WEBHOOKS = Counter(
+    "flashsale_webhooks",
+    "The payment provider's webhooks by outcome at the door: kept (to be applied), or the problem's name.",
+    ["outcome"],
+)
+PAGES = Counter("flashsale_pages", "Answered pages: every route but the hot path's.", ["route", "method", "status"])
 PAGE = Histogram(
     "flashsale_page_seconds",
     "Time to answer a page.",
@@ -57,6 +62,12 @@ LEDGER_LAG = Gauge(
     "Age of the newest committed journal entry when it was committed.",
     multiprocess_mode="livemax",
 )
+EXPIRED = Counter("flashsale_expired", "Orders that nobody paid in time.")
+OUTBOX_ORDERS = Counter(
+    "flashsale_outbox_orders", "Orders that Valkey was told of, by what it answered (beyond, malformed: a fault).",
+    ["outcome"],
+)  # fmt: skip
+OUTBOX_GIVEN_UP = Counter("flashsale_outbox_given_up", "Outbox rows that Valkey had nothing to do for.")
 
 _outcomes: dict[str, Counter] = {}
 
@@ -78,10 +89,19 @@ def count_outcomes(outcomes: Mapping[str, int]) -> None:
         counter.inc(count)
 
 
-def set_in_flight(orders: int, batches: int, connections: int) -> None:
-    """This process's present numbers; called once a batch and once a second."""
+def count_webhooks(outcome: str, count: int) -> None:
+    """Webhooks answered since the last count, of one outcome."""
+    WEBHOOKS.labels(outcome).inc(count)
+
+
+def set_in_flight(orders: int, batches: int) -> None:
+    """This process's present numbers; called several times a second."""
     ORDERS_IN_FLIGHT.set(orders)
     BATCHES_IN_FLIGHT.set(batches)
+
+
+def set_connections(connections: int) -> None:
+    """This process's present number; called several times a second."""
     CONNECTIONS.set(connections)
 
 

@@ -53,7 +53,7 @@ Content-Length once each, and headers that nobody heeds. One match does what par
 head that does not match is read there, and what matches is a head that parse_head reads alike."""
 
 # The fields that mean something to the hot path, as clients spell them; any other spelling is found in lower case.
-HOST, LENGTH, ENCODING, CONNECTION, EXPECT, AUTHORIZATION, KEY, TYPE, ACCEPT, CODING, UPGRADE = range(11)
+HOST, LENGTH, ENCODING, CONNECTION, EXPECT, AUTHORIZATION, KEY, TYPE, ACCEPT, CODING, UPGRADE, SIGNATURE = range(12)
 _NAMES = {
     b"host": HOST,
     b"content-length": LENGTH,
@@ -66,9 +66,12 @@ _NAMES = {
     b"accept": ACCEPT,
     b"content-encoding": CODING,
     b"upgrade": UPGRADE,
+    b"stripe-signature": SIGNATURE,
 }
 _FIELDS = _NAMES | {name.title(): field for name, field in _NAMES.items()}
-_LISTS = frozenset((CONNECTION, ACCEPT, UPGRADE, CODING))  # may be sent in several lines; a list joined by commas
+_LISTS = frozenset(
+    (CONNECTION, ACCEPT, UPGRADE, CODING, SIGNATURE)
+)  # may be sent in several lines; a list joined by commas
 # What a reader behind the hot path gets to see: framing is made anew, and no page heeds any other header.
 _LENT = frozenset(
     (

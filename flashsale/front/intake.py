@@ -51,9 +51,14 @@ def media_type(head: Head) -> bool:
         packed = _TYPES.get(value.partition(b";")[0].strip(b" \t").lower())
         if packed is None:
             raise Refused("unsupported-media-type", "An order is application/json or application/msgpack.")
+    check_coding(head)
+    return packed
+
+
+def check_coding(head: Head) -> None:
+    """Raises Refused("unsupported-media-type") for a body that would have to be unpacked first."""
     if head.fields.get(CODING, b"identity").lower() not in (b"identity", b""):
         raise Refused("unsupported-media-type", "A compressed body is not taken.")
-    return packed
 
 
 def answers_packed(accept: bytes, packed: bool) -> bool:

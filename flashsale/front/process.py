@@ -12,6 +12,7 @@ import gc
 import signal
 import socket
 import time
+from collections.abc import Awaitable
 
 import structlog
 import uvloop
@@ -23,11 +24,15 @@ from flashsale.front.context import FrontContext
 from flashsale.front.hotpath import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, HotPath
 from flashsale.front.intake import Intake
 from flashsale.front.lending import Lending
+from flashsale.front.order_route import OrderRoute
 from flashsale.front.replay import Replays
 from flashsale.front.verdicts import Answers
+from flashsale.front.webhook_route import WebhookRoute
 from flashsale.ledger.pool import Ledger
+from flashsale.partners.payments.signature import WebhookVerifier
 from flashsale.reservation import server
 from flashsale.reservation.batcher import Batcher, Limits
+from flashsale.reservation.events import EventLog
 from flashsale.settings import Settings
 
 OWN_CONNECTIONS = 2
@@ -72,11 +77,16 @@ async def _serve(settings: Settings) -> None:
     lending = Lending(make_app(context))
     await lending.start()
     answers = Answers()
-    intake = Intake(verifier)
-    hot = HotPath(settings, intake, answers, lending, Replays(answers, own_catalogues))
-    batcher = hot.batcher = Batcher(
+    orders = OrderRoute(settings, Intake(verifier), answers, Replays(answers, own_catalogues))
+    webhooks = WebhookRoute(_webhook_verifier(settings), answers)
+    hot = HotPath(settings, answers, lending, [orders, webhooks], orders.take_plain)
+
+    def check() -> Awaitable[list[str]]:
+        return server.shortcomings(own_valkey, settings.durability, settings.backlog_max_bytes)
+
+    batcher = orders.batcher = Batcher(
         redis_url,
-        hot,
+        orders,
         Limits(
             batch_max=settings.batch_max,
             batches_in_flight=settings.batches_in_flight,
@@ -86,9 +96,18 @@ async def _serve(settings: Settings) -> None:
             backlog_max_bytes=settings.backlog_max_bytes,
         ),
         load=own_catalogues.refresh,
-        check=lambda: server.shortcomings(own_valkey, settings.durability, settings.backlog_max_bytes),
+        check=check,
     )
     tasks = [loop.create_task(batcher.run()), loop.create_task(_keep_time(hot))]
+    if settings.payments_webhook_secret is not None:
+        webhooks.log = EventLog(
+            redis_url,
+            webhooks,
+            backlog_max_bytes=settings.payments_backlog_max_bytes,
+            answer_within_ms=settings.answer_within_ms,
+            check=check,
+        )
+        tasks.append(loop.create_task(webhooks.log.run()))
     await _ready_or_late(batcher)
     listener = listen(settings)
     accepting = await loop.create_server(hot.connection, sock=listener, backlog=ACCEPT_BACKLOG)
@@ -113,6 +132,12 @@ async def _serve(settings: Settings) -> None:
     if not stop.is_set():
         raise RuntimeError("a front's clockwork has ended")
     log.info("front has drained")
+
+
+def _webhook_verifier(settings: Settings) -> WebhookVerifier | None:
+    """None where payments are not set up."""
+    secret = settings.payments_webhook_secret
+    return None if secret is None else WebhookVerifier(secret.get_secret_value())
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -142,9 +167,8 @@ async def _keep_time(hot: HotPath) -> None:
     """The hot path reads no clock: this sets its clocks, times its connections out and keeps the Date header right."""
     loop = asyncio.get_running_loop()
     while True:
-        hot.intake.now_s = time.time()
         hot.answers.tick()
-        hot.sweep(loop.time())
+        hot.sweep(loop.time(), time.time())
         await asyncio.sleep(SWEEP_S)
 
 

@@ -14,7 +14,8 @@ PROCESS = """
 import sys
 from flashsale import metrics
 metrics.observe_batch(7, 0.003, 0.001, {"accepted": 5, "sold-out": 2})
-metrics.set_in_flight(11, 1, 3)
+metrics.set_in_flight(11, 1)
+metrics.set_connections(3)
 metrics.observe_page("/livez", "GET", 200, 0.001)
 metrics.observe_ledger(5, 1, 0.01, 0.2)
 print("observed", flush=True)
