@@ -23,7 +23,8 @@ from redis.exceptions import RedisError
 from flashsale.ledger import dead_letters, movements, partitions, sales
 from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import CONNECTION_LOST, LedgerAway, connect
-from flashsale.pipeline.ledger_writer import WRITER_LOCK, copy_carefully, movement_rows, read_journal
+from flashsale.pipeline.journal_rows import movement_rows, read_journal
+from flashsale.pipeline.ledger_writer import WRITER_LOCK, copy_carefully
 from flashsale.recovery import last_entry, limited_lines
 from flashsale.reservation import commands, keys, server
 from flashsale.reservation.movements import Entry

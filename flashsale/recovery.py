@@ -22,12 +22,12 @@ from redis.exceptions import RedisError, ResponseError
 from flashsale.ledger import movements, orders, partitions, sales
 from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import CONNECTION_LOST, LedgerAway, connect
-from flashsale.pipeline.ledger_writer import MarkMoved, read_journal, store_entries
+from flashsale.pipeline.journal_rows import read_journal
+from flashsale.pipeline.ledger_writer import MarkMoved, store_entries
 from flashsale.reservation import commands, holds, keys, server
 from flashsale.reservation.movements import EpochSet, encode_movement, parse_entry_id
 from flashsale.sale.catalogue import Catalogue
 from flashsale.sale.identity import SaleIdentity
-from flashsale.sale.lifecycle import Status
 
 log = structlog.get_logger(__name__)
 
@@ -318,13 +318,12 @@ async def _write(
         await writer.put(keys.quota(partition, rows[number].id), quota_field, units)
 
     count, total = 0, await orders.count(ledger) if progress is not None else 0
-    async for order_id, number, mark_of_order, version, ms, seq, given_back in orders.each_hold(
-        ledger, partition, mark
-    ):
-        letter = holds.letter_of(Status.CANCELLED if given_back else Status.RESERVED)
-        hold = holds.Hold(letter, mark_of_order, version, ms, seq)
-        used_id = bytes.fromhex(order_id)[-commands.USED_ID_BYTES :]
-        await writer.put(keys.holds(partition, rows[number].id), used_id, holds.pack(hold))
+    async for order in orders.each_hold(ledger, partition, mark):
+        hold = holds.Hold(
+            order.letter, order.fingerprint, order.version, order.journal_ms, order.journal_seq, order.number
+        )
+        used_id = bytes.fromhex(order.id)[-commands.USED_ID_BYTES :]
+        await writer.put(keys.holds(partition, rows[order.sale].id), used_id, holds.pack(hold))
         count += 1
         if progress is not None and count % FIELDS == 0:
             progress(count, total)

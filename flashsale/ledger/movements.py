@@ -1,11 +1,14 @@
 """Movements: every journal entry that is not a batch of orders, one row an SKU that it touches.
 
-kind     sku        units            order_id  detail
-create   SKU        units added      -         {}; and one row without SKU: {"opens_at", "closes_at"} (ms)
-adjust   SKU        change, signed   -         {"supply": after it}
-release  SKU        units back       order     {"movement": what caused it, "quota_back": does quota go back too}
-status   -          -                -         {"status", "opens_at", "closes_at"}
-suspend, unsuspend  SKU, no units; version {"version"}; epoch {"epoch"}
+kind           sku   units           order_id  detail
+create         SKU   units added     -         {}; and one row without SKU: {"opens_at", "closes_at"} (ms)
+adjust         SKU   change, signed  -         {"supply": after it}
+release        SKU   units back      order     {"number": of the change, "outbox": row, "quota_back": quota too?}
+reserve_again  SKU   below 0: taken  order     the same; one row without SKU and units where they were refused
+status         -     -               -         {"status", "opens_at", "closes_at"}
+suspend, unsuspend   SKU, no units; version {"version"}; epoch {"epoch"}
+
+Of release and reserve_again the sum of units is what went back and was not taken again.
 """
 
 from collections.abc import Sequence
@@ -13,8 +16,14 @@ from typing import NamedTuple
 
 from flashsale.ledger.pool import Connection
 
-QUOTA_BACK = "coalesce((detail ->> 'quota_back')::bool, true)"
-"""SQL: whether a release gave the shopper's quota back; those journalled before it was said all did."""
+MOVED = "kind IN ('release', 'reserve_again')"
+"""SQL: movements of an order's units after it took them."""
+
+QUOTA_BACK = "(detail ->> 'quota_back')::bool"
+"""SQL: whether with the units of such a movement the shopper's quota moved."""
+
+NUMBER = "(detail ->> 'number')::int"
+"""SQL: which change of its order such a movement follows from. The hold in Valkey keeps the last one's."""
 
 
 class MovementRow(NamedTuple):
@@ -61,9 +70,9 @@ async def supplies(connection: Connection, partition: int, until: tuple[int, int
 
 
 async def released_units(connection: Connection, partition: int, until: tuple[int, int]) -> dict[int, dict[int, int]]:
-    """Units given back, by sale number and offer index, up to and with a journal id."""
+    """Units given back and not taken again, by sale number and offer index, up to and with a journal id."""
     rows = await connection.fetch(
-        "SELECT sale, sku, sum(units)::int8 FROM movement WHERE partition = $1 AND kind = 'release'"
+        f"SELECT sale, sku, sum(units)::int8 FROM movement WHERE partition = $1 AND {MOVED} AND sku IS NOT NULL"  # noqa: S608
         " AND (journal_ms, journal_seq) <= ($2::int8, $3::int8) GROUP BY sale, sku",
         partition, *until,
     )  # fmt: skip

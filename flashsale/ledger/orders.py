@@ -5,27 +5,22 @@ What a line of COPY text holds is made by the domain (`sale/priced.py`) and the 
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from flashsale.ledger.movements import QUOTA_BACK
+from flashsale.ledger.movements import MOVED, NUMBER, QUOTA_BACK
 from flashsale.ledger.pool import Connection
-from flashsale.sale.lifecycle import UNITS, Units
+from flashsale.sale.lifecycle import LETTERS, Status
 from flashsale.sale.priced import RECORD_COLUMNS
 
 COPY_COLUMNS = (*RECORD_COLUMNS, "partition", "journal_ms", "journal_seq")
 """The columns of a line of COPY text: the record's, then the journal entry's id."""
 
-_SOLD = ", ".join(f"'{status}'" for status, units in UNITS.items() if units is Units.SOLD)
 _READ = (
     "id, sale, shopper, idempotency_key, market, channel, lane, ship_to, skus, quantities, prices, total, currency,"
     " catalogue_version, fingerprint, hold_ms, partition, journal_ms, journal_seq, status, payment, changes, extended,"
     " cancelled, shipped, returned, restocked, refunded"
 )
 
-# Orders whose units went back: a release's movement says so, whatever became of the order's status.
-_RELEASED = (
-    f"LEFT JOIN (SELECT order_id, bool_or({QUOTA_BACK}) AS quota_back FROM movement WHERE kind = 'release'"  # noqa: S608
-    " AND (journal_ms, journal_seq) <= ($2::int8, $3::int8) GROUP BY order_id) AS r ON r.order_id = o.id"
-)
 _PREFETCH = 5000  # rows a round trip of a stream
 
 
@@ -61,6 +56,20 @@ class OrderRow:
     returned: list[int] | None
     restocked: list[int] | None  # of the returned those on the shelf again
     refunded: list[int] | None  # units whose price went back, or was never taken
+
+
+class HoldRow(NamedTuple):
+    """What Valkey keeps of an order. `letter`: of its status, upper case where it was extended (sale/lifecycle.py);
+    `journal_ms`, `journal_seq`: its entry; `number`: of the last movement of its units, 0: none since the order."""
+
+    id: str
+    sale: int
+    letter: str
+    fingerprint: bytes
+    version: int
+    journal_ms: int
+    journal_seq: int
+    number: int
 
 
 async def copy(connection: Connection, lines: bytes, table: str = "orders") -> int:
@@ -101,13 +110,8 @@ async def of_shopper(connection: Connection, shopper: str, limit: int, after: st
 
 
 async def sold_units(connection: Connection, sale: int) -> dict[int, int]:
-    """Units paid and not given back, by offer index. Costs nothing while nothing is paid."""
-    rows = await connection.fetch(
-        "SELECT line.sku, sum(line.units)::int8 FROM orders, unnest(skus, quantities) AS line (sku, units)"  # noqa: S608
-        f" WHERE sale = $1 AND status IN ({_SOLD}) GROUP BY line.sku",
-        sale,
-    )
-    return {row[0]: row[1] for row in rows}
+    """Units paid and not given back, by offer index."""
+    return {row[0]: row[1] for row in await connection.fetch("SELECT sku, units FROM sold WHERE sale = $1", sale)}
 
 
 async def count(connection: Connection) -> int:
@@ -128,19 +132,23 @@ async def taken_units(connection: Connection, partition: int, until: tuple[int, 
     return taken
 
 
-async def each_hold(
-    connection: Connection, partition: int, until: tuple[int, int]
-) -> AsyncIterator[tuple[str, int, bytes, int, int, int, bool]]:
-    """(id, sale, fingerprint, catalogue version, journal ms, journal sequence, released) of each order, in no order.
-    Streams: call it in a transaction."""
+async def each_hold(connection: Connection, partition: int, until: tuple[int, int]) -> AsyncIterator[HoldRow]:
+    """The hold of each order as the movements up to and with a journal id leave it, in no order. Streams: call it in a
+    transaction."""
     cursor = connection.cursor(
-        "SELECT id, o.sale, fingerprint, catalogue_version, o.journal_ms, o.journal_seq, r.order_id IS NOT NULL"  # noqa: S608
-        f" FROM orders AS o {_RELEASED}"
+        "SELECT id, o.sale, CASE WHEN again.taken THEN 'paid' ELSE status END, extended, fingerprint,"  # noqa: S608
+        " catalogue_version, o.journal_ms, o.journal_seq, coalesce(m.number, 0) FROM orders AS o"
+        f" LEFT JOIN (SELECT order_id, max({NUMBER}) AS number FROM movement WHERE {MOVED}"
+        "  AND (journal_ms, journal_seq) <= ($2::int8, $3::int8) GROUP BY order_id) AS m ON m.order_id = o.id"
+        # Units that a late payment got: Valkey calls the order paid, the ledger does so in a moment.
+        " LEFT JOIN (SELECT items -> 0 ->> 'order' AS order_id, true AS taken FROM outbox"
+        "  WHERE kind = 'reserve_again' AND outcome = 'taken') AS again ON again.order_id = o.id"
         " WHERE o.partition = $1 AND (o.journal_ms, o.journal_seq) <= ($2::int8, $3::int8)",
         partition, *until, prefetch=_PREFETCH,
     )  # fmt: skip
-    async for row in cursor:
-        yield tuple(row)
+    async for order_id, sale, status, extended, *rest in cursor:
+        letter = LETTERS[Status(status)]
+        yield HoldRow(order_id, sale, letter.upper() if extended else letter, *rest)
 
 
 async def each_quota_use(
@@ -150,12 +158,15 @@ async def each_quota_use(
     `limited` says which (catalogue version, sale, offer index) have one. Streams: call it in a transaction."""
     versions, sales, skus = ([row[column] for row in limited] for column in range(3))
     cursor = connection.cursor(
-        "SELECT o.sale, shopper, line.sku, sum(line.units)::int8"  # noqa: S608
-        f" FROM orders AS o {_RELEASED} CROSS JOIN unnest(skus, quantities) AS line (sku, units)"
+        "SELECT o.sale, shopper, line.sku, sum(line.units - coalesce(back.units, 0))::int8"  # noqa: S608
+        " FROM orders AS o CROSS JOIN unnest(skus, quantities) AS line (sku, units)"
         " JOIN unnest($4::int4[], $5::int4[], $6::int2[]) AS q (version, sale, sku)"
-        " ON q.version = catalogue_version AND q.sale = o.sale AND q.sku = line.sku"
-        " WHERE o.partition = $1 AND (o.journal_ms, o.journal_seq) <= ($2::int8, $3::int8) AND r.quota_back IS NOT TRUE"
-        " GROUP BY o.sale, shopper, line.sku",
+        "  ON q.version = catalogue_version AND q.sale = o.sale AND q.sku = line.sku"
+        f" LEFT JOIN (SELECT order_id, sku, sum(units) AS units FROM movement WHERE {MOVED} AND {QUOTA_BACK}"
+        "  AND (journal_ms, journal_seq) <= ($2::int8, $3::int8) GROUP BY order_id, sku) AS back"
+        "  ON back.order_id = o.id AND back.sku = line.sku"
+        " WHERE o.partition = $1 AND (o.journal_ms, o.journal_seq) <= ($2::int8, $3::int8)"
+        " GROUP BY o.sale, shopper, line.sku HAVING sum(line.units - coalesce(back.units, 0)) > 0",
         partition, *until, versions, sales, skus, prefetch=_PREFETCH,
     )  # fmt: skip
     async for row in cursor:

@@ -2,54 +2,44 @@
 
 One transaction stores the rows and moves the mark from where the writer read it, under the epoch it read: whoever was
 killed between any two steps, the next writer begins at the mark, if the journal still goes on there. While one chunk
-commits, the next is read. Behind the mark the journal is trimmed. Relies on `reservation` for the journal and on
-`ledger` for the tables; good records are never decoded: they are lines of COPY text already.
+commits, the next is read. Behind the mark the journal is trimmed. What an entry is as rows says `journal_rows.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg
-import redis.asyncio
 import structlog
-from redis.exceptions import RedisError
 
 from flashsale import metrics
-from flashsale.ledger import dead_letters, movements, orders, partitions
+from flashsale.ledger import dead_letters, movements, orders, outbox, partitions
 from flashsale.ledger.dead_letters import DeadLetter
-from flashsale.ledger.movements import MovementRow
 from flashsale.ledger.partitions import Partition
-from flashsale.ledger.pool import CONNECTION_LOST, Connection, LedgerAway, connect
-from flashsale.reservation import commands, keys, server
-from flashsale.reservation.movements import (
-    Adjusted,
-    Created,
-    Entry,
-    EpochSet,
-    Movement,
-    Released,
-    ReservedAgain,
-    StatusSet,
-    Suspended,
-    Unsuspended,
-    VersionSet,
-    decode_entry,
-    parse_entry_id,
+from flashsale.ledger.pool import Connection, LedgerAway
+from flashsale.pipeline.duty import VALKEY_LOST, Duty
+from flashsale.pipeline.journal_rows import (
+    Damaged,
+    JournalItem,
+    Line,
+    copy_text,
+    copy_text_of_lines,
+    each_line,
+    movement_rows,
+    read_journal,
+    told,
 )
+from flashsale.reservation import commands, keys, server
+from flashsale.reservation.movements import Entry, VersionSet
 
 log = structlog.get_logger(__name__)
 
 WRITER_LOCK = 0x666C7772  # with the partition the advisory lock's two keys; any number that is this house's alone
-STANDBY_POLL_S = 0.2  # a stand-by takes over within this after the writer's connection is gone
-BACKOFF_S = (0.05, 1.0)  # first and longest pause after a lost connection: short, since the backlog grows meanwhile
-FIT_POLL_S = 0.2  # and where the journal does not follow the mark, the two are compared again after this
+FIT_POLL_S = 0.2  # where the journal does not follow the mark, the two are compared again after this
 BLOCK_MS = 1000  # an idle journal is asked again after this; below the client's answer timeout
 ENTRIES_MAX = 200  # entries a read: should all of them turn out to be full batches, it is some 25 MB
 TRIM_PAUSE_S = 0.1  # each trim is a write to Valkey's log: at most ten a second, whatever the load
@@ -63,25 +53,11 @@ REFUSED: tuple[type[Exception], ...] = (
     OverflowError,
     ValueError,
 )
-VALKEY_LOST = (OSError, RedisError, TimeoutError)
-LOST: tuple[type[BaseException], ...] = (*CONNECTION_LOST, *VALKEY_LOST, LedgerAway, asyncpg.PostgresError)
 
 
 class MarkMoved(Exception):
     """The partition's row is not what the writer read: another writer, epoch or process of Valkey. Nothing was
     stored."""
-
-
-class Damaged(NamedTuple):
-    """A journal entry that the scripts did not write; `payload`: its fields as they stand."""
-
-    ms: int
-    seq: int
-    payload: bytes
-    error: str
-
-
-JournalItem = Entry | Damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,40 +70,14 @@ class Stored:
     dead: int
 
 
-class _Line(NamedTuple):
-    ms: int
-    seq: int
-    number: int
-    record: bytes  # with its newline
-
-
-async def read_journal(
-    client: redis.asyncio.Redis, partition: int, after: tuple[int, int], count: int, block_ms: int | None = None
-) -> list[JournalItem]:
-    """At most `count` entries behind `after`, oldest first; waits up to `block_ms` for the first one."""
-    answer: Any = await client.xread({keys.journal(partition): f"{after[0]}-{after[1]}"}, count=count, block=block_ms)
-    if not answer:
-        return []
-    found = next(iter(answer.values()))[0] if isinstance(answer, dict) else answer[0][1]
-    return [_item(entry_id, fields) for entry_id, fields in found]
-
-
-def _item(entry_id: bytes, fields: dict[bytes, bytes]) -> JournalItem:
-    try:
-        return decode_entry(entry_id, fields)
-    except ValueError as fault:
-        payload = b" ".join(part for pair in fields.items() for part in pair)
-        return Damaged(*parse_entry_id(entry_id), payload, str(fault))
-
-
 async def store_entries(connection: Connection, partition: Partition, items: Sequence[JournalItem]) -> Stored:
     """Stores entries that follow the partition's mark, and moves it, in one transaction.
 
-    A line that PostgreSQL refuses becomes a dead letter; everything else is stored. Raises MarkMoved, or asyncpg's
-    errors for what is not a line's fault; then nothing was stored.
+    A line that PostgreSQL refuses becomes a dead letter; everything else is stored. What the outbox waited for is told
+    it. Raises MarkMoved, or asyncpg's errors for what is not a line's fault; then nothing was stored.
     """
     rows = movement_rows(partition.id, items)
-    text, lines = _copy_text(partition.id, items)
+    text, lines = copy_text(partition.id, items)
     damaged = [
         DeadLetter(partition.id, item.ms, item.seq, 0, item.payload, item.error)
         for item in items
@@ -141,6 +91,7 @@ async def store_entries(connection: Connection, partition: Partition, items: Seq
                 await movements.store(connection, rows)
             if damaged:
                 await dead_letters.store(connection, damaged)
+            await _tell_outbox(connection, items)
             moved = await _move_mark(connection, partition, items)
         return Stored(moved, lines, len(items), len(damaged))
     except REFUSED:
@@ -153,7 +104,7 @@ async def _store_carefully(
     """The same, narrowing down what is refused to the single line. Slow; only for chunks that hold such a line."""
     letters = list(damaged)
     async with connection.transaction():
-        lines = list(_lines(items))
+        lines = list(each_line(items))
         stored = await _copy_or_bisect(connection, partition.id, lines, letters)
         for item in items:
             if isinstance(item, Entry) and item.movement is not None:
@@ -165,6 +116,7 @@ async def _store_carefully(
                     letters.append(DeadLetter(partition.id, item.ms, item.seq, 0, payload, str(fault)))
         if letters:
             await dead_letters.store(connection, letters)
+        await _tell_outbox(connection, items)
         moved = await _move_mark(connection, partition, items)
     for letter in letters:
         log.error(
@@ -174,26 +126,34 @@ async def _store_carefully(
     return Stored(moved, stored, len(items), len(letters))
 
 
+async def _tell_outbox(connection: Connection, items: Sequence[JournalItem]) -> None:
+    """Clears the outbox rows of which the entries came; one that waits for an answer gets it."""
+    heard = told(items)
+    if heard.done:
+        await outbox.done(connection, heard.done)
+    if heard.taken:
+        await outbox.told(connection, heard.taken)
+
+
 async def copy_carefully(
     connection: Connection, partition: int, items: Sequence[JournalItem], table: str
 ) -> list[DeadLetter]:
     """Copies the entries' orders into `table`, of the shape of `orders`; what PostgreSQL refuses comes back. Call it in
     a transaction."""
     letters: list[DeadLetter] = []
-    await _copy_or_bisect(connection, partition, list(_lines(items)), letters, table)
+    await _copy_or_bisect(connection, partition, list(each_line(items)), letters, table)
     return letters
 
 
 async def _copy_or_bisect(
-    connection: Connection, partition: int, lines: Sequence[_Line], letters: list[DeadLetter], table: str = "orders"
+    connection: Connection, partition: int, lines: Sequence[Line], letters: list[DeadLetter], table: str = "orders"
 ) -> int:
     """Stores the lines that PostgreSQL takes, appends the others to `letters`; returns how many were stored."""
     if not lines:
         return 0
     try:
         async with connection.transaction():  # a savepoint
-            text = b"".join(line.record[:-1] + _suffix(partition, line.ms, line.seq) for line in lines)
-            stored = await orders.copy(connection, text, table)
+            stored = await orders.copy(connection, copy_text_of_lines(partition, lines), table)
             if stored != len(lines):
                 raise asyncpg.DataError("COPY took another number of rows than there are lines")
             return stored
@@ -221,144 +181,47 @@ async def _move_mark(connection: Connection, partition: Partition, items: Sequen
     return replace(partition, mark=mark, mark_bytes=mark_bytes, version=version)
 
 
-def _suffix(partition: int, ms: int, seq: int) -> bytes:
-    return b"\t%d\t%d\t%d\n" % (partition, ms, seq)
-
-
-def _whole(records: bytes) -> bytes:
-    """Records whose last line ends too: one without its newline must not run into the next entry's first."""
-    return records if records.endswith(b"\n") else records + b"\n"
-
-
-def _copy_text(partition: int, items: Sequence[JournalItem]) -> tuple[bytes, int]:
-    """The entries' lines with their journal ids, and how many they are."""
-    parts, lines = [], 0
-    for item in items:
-        if isinstance(item, Entry) and item.records:
-            records = _whole(item.records)
-            lines += records.count(b"\n")
-            parts.append(records.replace(b"\n", _suffix(partition, item.ms, item.seq)))
-    return b"".join(parts), lines
-
-
-def _lines(items: Sequence[JournalItem]) -> Iterable[_Line]:
-    for item in items:
-        if isinstance(item, Entry) and item.records:
-            for number, record in enumerate(_whole(item.records)[:-1].split(b"\n")):
-                yield _Line(item.ms, item.seq, number, record + b"\n")
-
-
-def movement_rows(partition: int, items: Iterable[JournalItem]) -> list[MovementRow]:
-    """The movements among the entries as rows, in the journal's order."""
-    rows: list[MovementRow] = []
-    for item in items:
-        if isinstance(item, Entry) and item.movement is not None:
-            rows += _rows_of(item.movement, partition, item.ms, item.seq)
-    return rows
-
-
-def _rows_of(movement: Movement, partition: int, ms: int, seq: int) -> list[MovementRow]:
-    def row(
-        kind: str, sale: int | None, sku: int | None, units: int | None, order: str | None = None, **detail: object
-    ) -> MovementRow:
-        return MovementRow(partition, ms, seq, kind, sale, sku, units, order, json.dumps(detail))
-
-    match movement:
-        case Created(sale, supply, opens_at, closes_at):
-            window = row("create", sale, None, None, opens_at=opens_at, closes_at=closes_at)
-            return [window, *(row("create", sale, sku, units) for sku, units in supply.items())]
-        case Adjusted(sale, sku, delta, supply):
-            return [row("adjust", sale, sku, delta, supply=supply)]
-        case Released(sale, outbox, released):
-            return [
-                row("release", sale, sku, units, of.order, number=of.number, outbox=outbox, quota_back=of.quota_back)
-                for of in released
-                for sku, units in of.lines
-            ]
-        case ReservedAgain(sale, outbox, order, number, lines, taken, quota):
-            return [
-                row("reserve_again", sale, sku, -units, order, number=number, outbox=outbox, quota_back=quota)
-                for sku, units in lines
-                if taken
-            ]
-        case StatusSet(sale, status, opens_at, closes_at):
-            return [row("status", sale, None, None, status=status, opens_at=opens_at, closes_at=closes_at)]
-        case Suspended(sale, sku):
-            return [row("suspend", sale, sku, None)]
-        case Unsuspended(sale, sku):
-            return [row("unsuspend", sale, sku, None)]
-        case VersionSet(version):
-            return [row("version", None, None, None, version=version)]
-        case EpochSet(epoch):
-            return [row("epoch", None, None, None, epoch=epoch)]
-
-
-class LedgerWriter:
+class LedgerWriter(Duty):
     """Writes one partition's journal to the ledger while it holds the partition's advisory lock; else stands by."""
+
+    name = "ledger writer"
+    lock = WRITER_LOCK
 
     def __init__(self, redis_url: str, database_url: str, *, rows: int = 5000, partition: int = 0) -> None:
         """`rows`: order rows a transaction, about."""
+        super().__init__(database_url, partition=partition)
         self._client = server.connect(redis_url, connections=2)  # one reads, one trims
-        self._database_url = database_url
         self._rows = rows
-        self._partition = partition
         self._count = 16  # entries a read; follows the size of the entries
-        self._stopping = asyncio.Event()
         self._trim_to: Partition | None = None
         self._trim_wanted = asyncio.Event()
         self.writing = False
-        """Whether this one holds the lock and writes; False: it stands by or waits for a server."""
+        """Whether this one has the duty and the journal fits the ledger; False: it stands by or waits for a server."""
 
     async def run(self) -> None:
         """Writes until stop(); every lost connection is tried again for ever."""
-        pause = BACKOFF_S[0]
         try:
-            while not self._stopping.is_set():
-                began = time.monotonic()
-                try:
-                    await self._connected()
-                except MarkMoved as moved:
-                    log.info("the ledger's partition was changed by another: it is read again", reason=str(moved))
-                except LOST as fault:
-                    log.warning("the ledger writer waits", reason=f"{type(fault).__name__}: {fault}")
-                if time.monotonic() - began > BACKOFF_S[1]:
-                    pause = BACKOFF_S[0]
-                await self._pause(pause)
-                pause = min(2 * pause, BACKOFF_S[1])
+            await super().run()
         finally:
             await self._client.aclose()
 
-    def stop(self) -> None:
-        """Ends run() when the transaction under way is committed."""
-        self._stopping.set()
-
-    async def _connected(self) -> None:
-        connection = await connect(self._database_url)
+    async def work(self, connection: Connection) -> None:
+        """Writes, once the journal goes on at the mark, until stop() or somebody else moved the partition's row."""
         trimming: asyncio.Task[None] | None = None
         try:
-            if not await self._take_lock(connection):
-                return
             partition = await self._fitting(connection)
             if partition is None:
                 return
             trimming = asyncio.create_task(self._trim())
             self.writing = True
-            log.info("the ledger writer writes", partition=self._partition)
             await self._write(connection, partition)
             await self._trim_now()  # told to stop: what is committed needs no place in the journal
+        except MarkMoved as moved:
+            log.info("the ledger's partition was changed by another: it is read again", reason=str(moved))
         finally:
             self.writing = False
             if trimming is not None:
                 await server.ended(trimming)
-            connection.terminate() if connection.is_in_transaction() else await _close(connection)
-
-    async def _take_lock(self, connection: Connection) -> bool:
-        """True when this is the writer; False when it is to stop."""
-        while not self._stopping.is_set():
-            if await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", WRITER_LOCK, self._partition):
-                return True
-            await self._pause(STANDBY_POLL_S)
-        return False
 
     async def _fitting(self, connection: Connection) -> Partition | None:
         """The partition, once Valkey's journal goes on where the ledger's mark stands; None when this one is to stop.
@@ -366,7 +229,7 @@ class LedgerWriter:
         What is written behind a gap would hide the gap: from then on the ledger would look whole.
         """
         said = ""
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             # Valkey first: the mark only grows, so that a gap between the two is one.
             state = await commands.read_partition(self._client, self._partition)
             partition = await partitions.ensure(connection, self._partition)
@@ -385,7 +248,7 @@ class LedgerWriter:
             if fault != said:
                 say("the ledger writer does not write", reason=fault)
                 said = fault
-            await self._pause(FIT_POLL_S)
+            await self.pause(FIT_POLL_S)
         return None
 
     async def _unverify(self) -> None:
@@ -414,15 +277,15 @@ class LedgerWriter:
 
     async def _next(self, reading: asyncio.Task[list[JournalItem]], lost: asyncio.Event) -> list[JournalItem]:
         """What `reading` brings; nothing when this writer is to stop. Raises LedgerAway when PostgreSQL hangs up."""
-        if self._stopping.is_set():
+        if self.stopping.is_set():
             return []
-        others = [asyncio.create_task(event.wait()) for event in (self._stopping, lost)]
+        others = [asyncio.create_task(event.wait()) for event in (self.stopping, lost)]
         try:
             await asyncio.wait({reading, *others}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for other in others:
                 other.cancel()
-        if self._stopping.is_set():
+        if self.stopping.is_set():
             return []
         if lost.is_set():
             raise LedgerAway("PostgreSQL closed the connection")
@@ -462,14 +325,5 @@ class LedgerWriter:
         except VALKEY_LOST as fault:
             log.warning("the journal was not trimmed", reason=f"{type(fault).__name__}: {fault}")
             self._trim_wanted.set()
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-
-
-async def _close(connection: Connection) -> None:
-    """Gives the lock back at once; a connection that is broken has lost it."""
-    with contextlib.suppress(*CONNECTION_LOST, asyncpg.PostgresError):
-        await connection.close(timeout=1)
+        except Exception:  # a fault of ours: writing goes on, and the journal grows until somebody reads this
+            log.exception("the journal was not trimmed")

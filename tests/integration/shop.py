@@ -11,7 +11,8 @@ import redis.asyncio
 
 from flashsale import merchandising
 from flashsale.ledger import partitions
-from flashsale.pipeline.ledger_writer import read_journal, store_entries
+from flashsale.pipeline.journal_rows import read_journal
+from flashsale.pipeline.ledger_writer import store_entries
 from flashsale.recovery import Recovered, recover
 from flashsale.reservation import commands, keys, server
 from flashsale.reservation.batcher import arguments
@@ -111,6 +112,7 @@ class Shop:
             keys.partition(0),
             *(make(0, sale_id) for make in (keys.state, keys.stock, keys.quota, keys.holds)),
             keys.journal(0),
+            keys.returns(0, sale_id),
         ]
         if epoch is None:
             partition = await commands.read_partition(self.valkey)

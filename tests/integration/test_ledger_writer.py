@@ -13,19 +13,17 @@ import pytest
 import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from flashsale.embedded import ValkeyServer
-from flashsale.ledger import dead_letters, movements, orders, partitions
+from flashsale.ledger import dead_letters, movements, orders, outbox, partitions
 from flashsale.ledger.partitions import Partition
-from flashsale.pipeline.ledger_writer import (
-    LedgerWriter,
-    MarkMoved,
-    read_journal,
-    store_entries,
-)
-from flashsale.reservation import keys
+from flashsale.pipeline.journal_rows import read_journal
+from flashsale.pipeline.ledger_writer import LedgerWriter, MarkMoved, store_entries
+from flashsale.reservation import commands, keys
 
 WITHIN_S = 20
+KINDS = (outbox.RELEASE, outbox.RESERVE_AGAIN, outbox.RESERVE_AGAIN, outbox.STATUS)
 POISON = (
     b"too\tfew\tcolumns\n",
     b"\n",
@@ -81,7 +79,7 @@ async def journal_and_ledger(
     valkey: ValkeyServer, ledger: str
 ) -> AsyncIterator[tuple[Journal, asyncpg.Connection[asyncpg.Record]]]:
     journal, connection = Journal(valkey.url), await asyncpg.connect(ledger)
-    await connection.execute("TRUNCATE orders, movement, dead_letter, partition")
+    await connection.execute("TRUNCATE orders, movement, dead_letter, partition, outbox, sold RESTART IDENTITY")
     await connection.execute("INSERT INTO partition (id, epoch) VALUES (0, 1)")
     await journal.open()
     try:
@@ -129,7 +127,7 @@ async def test_orders_and_movements_reach_the_ledger_and_the_journal_is_trimmed(
         assert [order.id for order in newest] == [ids[2], ids[1]]
         assert [order.id for order in await orders.of_shopper(connection, "bob \\ co", 10, ids[2])] == [ids[1]]
         assert await orders.sold_units(connection, 1) == {}
-        await connection.execute("UPDATE orders SET status = 'paid' WHERE id = $1", ids[2])
+        await connection.execute("INSERT INTO sold (sale, sku, units) VALUES (1, 0, 1)")
         assert await orders.sold_units(connection, 1) == {0: 1}
         now = await mark(connection)
         assert (now.version, now.mark_bytes) == (7, journal.written)
@@ -139,6 +137,77 @@ async def test_orders_and_movements_reach_the_ledger_and_the_journal_is_trimmed(
 
 async def _reached(connection: asyncpg.Connection[asyncpg.Record], entry: tuple[int, int]) -> bool:
     return (await mark(connection)).mark >= entry
+
+
+RELEASE = (
+    b'{"kind":"release","sale":1,"outbox":%d,"orders":[{"order":"%s","number":2,"lines":[[0,2],[1,1]],"quota_back":true},'
+    b'{"order":"%s","number":3,"lines":[[1,4]],"quota_back":false}]}'
+)
+AGAIN = (
+    b'{"kind":"reserve_again","sale":1,"outbox":%d,"order":"%s","number":4,"lines":[[0,2],[1,1]],'
+    b'"taken":%s,"quota":true}'
+)
+
+
+async def test_units_that_move_again_are_rows_and_the_outbox_hears_of_them(
+    valkey_memory: ValkeyServer, ledger: str
+) -> None:
+    async with journal_and_ledger(valkey_memory, ledger) as (journal, connection):
+        numbers = [await outbox.add(connection, 0, 1, kind, [{"order": "x"}]) for kind in KINDS]
+        ann, bob = new_id().encode(), new_id().encode()
+        await journal.add(movement=RELEASE % (numbers[0], ann, bob))
+        await journal.add(movement=AGAIN % (numbers[1], ann, b"true"))
+        last = await journal.add(movement=AGAIN % (numbers[2], bob, b"false"))
+        async with running(LedgerWriter(valkey_memory.url, ledger)):
+            await until(lambda: _reached(connection, last), "the mark reaches the last entry")
+        rows = await connection.fetch(
+            "SELECT kind, order_id, sku, units, detail ->> 'number', detail ->> 'outbox', detail ->> 'quota_back'"
+            " FROM movement ORDER BY journal_ms, journal_seq, order_id = $1 DESC, sku",
+            ann.decode(),
+        )
+        first, second, third = (str(number) for number in numbers[:3])
+        assert [tuple(row) for row in rows] == [
+            ("release", ann.decode(), 0, 2, "2", first, "true"),
+            ("release", ann.decode(), 1, 1, "2", first, "true"),
+            ("release", bob.decode(), 1, 4, "3", first, "false"),
+            ("reserve_again", ann.decode(), 0, -2, "4", second, "true"),
+            ("reserve_again", ann.decode(), 1, -1, "4", second, "true"),
+            ("reserve_again", bob.decode(), None, None, "4", third, "true"),  # nothing moved, but the number is used
+        ]
+        assert await movements.released_units(connection, 0, last) == {1: {0: 0, 1: 4}}
+        answers = [(row.number, row.outcome) for row in await outbox.answered(connection)]
+        assert answers == [(numbers[1], "taken"), (numbers[2], "refused")]
+        left = await outbox.pending(connection, 10)
+        assert [(row.number, row.kind, row.items) for row in left] == [(numbers[3], "status", [{"order": "x"}])]
+        assert await outbox.pending(connection, 10, [numbers[3]]) == []
+
+
+async def test_an_outbox_number_that_no_row_has_harms_no_other_entry(valkey_memory: ValkeyServer, ledger: str) -> None:
+    async with journal_and_ledger(valkey_memory, ledger) as (journal, connection):
+        order = new_id()
+        for number in (-1, 0, 2**63, 2**80):
+            await journal.add(movement=RELEASE % (number, order.encode(), order.encode()))
+        last = await journal.add(record(order))
+        async with running(LedgerWriter(valkey_memory.url, ledger)):
+            await until(lambda: _reached(connection, last), "the mark passes them")
+        assert await orders.count(connection) == 1
+
+
+async def test_a_fault_of_the_trimming_is_logged_and_stops_no_writing(
+    valkey_memory: ValkeyServer, ledger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> int:
+        raise RuntimeError("trimming is broken")
+
+    monkeypatch.setattr(commands, "trim", fail)
+    async with journal_and_ledger(valkey_memory, ledger) as (journal, connection):
+        with capture_logs() as logs:
+            async with running(LedgerWriter(valkey_memory.url, ledger)):
+                await journal.add(record(new_id()))
+                await until(lambda: _counted(connection, 1), "the order is written")
+                await journal.add(record(new_id()))
+                await until(lambda: _counted(connection, 2), "the next one too")
+    assert "the journal was not trimmed" in [line["event"] for line in logs if line["log_level"] == "error"]
 
 
 async def test_what_cannot_be_stored_is_set_aside_alone(valkey_memory: ValkeyServer, ledger: str) -> None:
@@ -153,6 +222,7 @@ async def test_what_cannot_be_stored_is_set_aside_alone(valkey_memory: ValkeySer
         await journal.add(movement=b"no JSON at all")
         await journal.add(b"".join(lines[half:])[:-1])  # its last newline is lost: the next entry must not suffer
         await journal.add(movement=b'{"kind":"suspend","sale":1,"sku":99999}')
+        await journal.add(movement=b'{"kind":"release","sale":1,"movement":"m","order":"x","lines":[[0,1]]}')
         last = await journal.add(record(good[0].replace("000001", "000002")))
         async with running(LedgerWriter(valkey_memory.url, ledger)):
             await until(lambda: _reached(connection, last), "the mark passes the poison")
@@ -161,7 +231,9 @@ async def test_what_cannot_be_stored_is_set_aside_alone(valkey_memory: ValkeySer
         letters = await dead_letters.first(connection, 100)
         records = [letter.record for letter in letters]
         assert set(POISON) <= set(records)
-        assert len(letters) == len(POISON) + 3  # and the total, the bad JSON and the SKU out of range
+        assert (
+            len(letters) == len(POISON) + 4
+        )  # and the total, the bad JSON, the SKU out of range, the release of nothing known
         assert all(letter.error for letter in letters)
 
 

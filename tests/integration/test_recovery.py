@@ -14,7 +14,8 @@ from flashsale.audit import audit
 from flashsale.embedded import ValkeyServer
 from flashsale.ledger import orders, partitions
 from flashsale.ledger.migrate import migrate
-from flashsale.pipeline.ledger_writer import WRITER_LOCK, LedgerWriter, MarkMoved, read_journal, store_entries
+from flashsale.pipeline.journal_rows import read_journal
+from flashsale.pipeline.ledger_writer import WRITER_LOCK, LedgerWriter, MarkMoved, store_entries
 from flashsale.recovery import LOST, Guard
 from flashsale.reservation import commands, keys, server
 from flashsale.sale.identity import SaleIdentity
