@@ -87,14 +87,14 @@ class Receiver:
         writer.close()
 
 
-class House:
+class Newsroom:
     """A ledger with one order, the buttons that change it, and a worker that is told what to do."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._number = 1
 
-    async def __aenter__(self) -> House:
+    async def __aenter__(self) -> Newsroom:
         self.connection = await asyncpg.connect(self.url)
         await self.connection.execute(
             "INSERT INTO sale (number, id, key, file) VALUES (1, 'double11', $1, '')", bytes(32)

@@ -18,11 +18,9 @@ from flashsale import settings
 from flashsale.ledger.pool import Ledger
 from flashsale.sale.published import EVENTS
 from tests.conftest import FLASHSALE
-from tests.integration.receiver import House as Told
-from tests.integration.receiver import Receiver
-from tests.integration.test_pages import House, house, problem_of
+from tests.integration.house import House, problem_of
+from tests.integration.receiver import Newsroom, Receiver
 
-__all__ = ["house"]  # the pages' fixture
 URL = "https://merchant.example/hooks"
 PATH = "/v1/webhooks/endpoints"
 
@@ -153,7 +151,7 @@ async def test_every_published_event_is_described(house: House) -> None:
 
 async def test_the_delivery_log_says_what_became_of_each(desk: Desk, ledger: str) -> None:
     async with (
-        Told(ledger) as told,
+        Newsroom(ledger) as told,
         Receiver(b"HTTP/1.1 503 \x1b[31mNo\r\nContent-Length: 5\r\n\r\n\x1b[31m") as receiver,
     ):
         made = await desk.made(receiver.url)

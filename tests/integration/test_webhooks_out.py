@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import sys
 
 import asyncpg
 import pytest
 
 from flashsale.ledger import webhook_endpoints, webhooks
 from flashsale.pipeline.webhooks import now_ms
-from tests.integration.receiver import ORDER, House, Receiver
+from tests.corpora import FULL
+from tests.integration.receiver import ORDER, Newsroom, Receiver
 
+KILLS = 100 if FULL else 6
 GONE = b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"
 BROKEN = b"HTTP/1.1 500 Broken\r\nContent-Length: 6\r\n\r\nbroken"
 
 
 async def test_an_endpoint_hears_what_it_asked_for_and_nothing_else(ledger: str) -> None:
-    async with House(ledger) as house, Receiver() as paid, Receiver() as every:
+    async with Newsroom(ledger) as house, Receiver() as paid, Receiver() as every:
         await house.endpoint(paid.url, "order.paid", id="ep1")
         await house.endpoint(every.url, "*", id="ep2")
         await house.happens("order.paid", "payment.captured", "order.secret", detail={"key": "k-1", "amount": 5})
@@ -40,7 +44,7 @@ async def test_an_endpoint_hears_what_it_asked_for_and_nothing_else(ledger: str)
 
 
 async def test_a_change_that_commits_late_is_told_too(ledger: str) -> None:
-    async with House(ledger) as house, Receiver() as receiver:
+    async with Newsroom(ledger) as house, Receiver() as receiver:
         await house.endpoint(receiver.url)
         late = await asyncpg.connect(ledger)
         transaction = late.transaction()
@@ -57,7 +61,7 @@ async def test_a_change_that_commits_late_is_told_too(ledger: str) -> None:
 
 
 async def test_failed_tries_are_repeated_under_the_same_id_and_given_up_after_the_last(ledger: str) -> None:
-    async with House(ledger) as house, Receiver(BROKEN) as receiver:
+    async with Newsroom(ledger) as house, Receiver(BROKEN) as receiver:
         await house.endpoint(receiver.url)
         await house.happens("order.paid")
         async with house.worker(retry_s=(0.05, 0.1, 0.1)):
@@ -71,7 +75,7 @@ async def test_a_second_try_that_is_taken_ends_it(ledger: str) -> None:
     async def second(receiver: Receiver, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(BROKEN if len(receiver.got) == 1 else receiver.answer)
 
-    async with House(ledger) as house, Receiver(behaviour=second) as receiver:
+    async with Newsroom(ledger) as house, Receiver(behaviour=second) as receiver:
         await house.endpoint(receiver.url)
         await house.happens("order.paid")
         async with house.worker():
@@ -80,7 +84,7 @@ async def test_a_second_try_that_is_taken_ends_it(ledger: str) -> None:
 
 
 async def test_an_endpoint_that_is_gone_is_disabled_and_hears_no_more(ledger: str) -> None:
-    async with House(ledger) as house, Receiver(GONE) as receiver:
+    async with Newsroom(ledger) as house, Receiver(GONE) as receiver:
         await house.endpoint(receiver.url)
         await house.happens("order.paid")
         async with house.worker():
@@ -98,7 +102,7 @@ async def test_an_unreachable_endpoint_is_left_alone_and_heard_again_when_it_is_
     ledger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook_endpoints, "OPEN_FIRST_MS", 300)
-    async with House(ledger) as house, Receiver(BROKEN) as receiver:
+    async with Newsroom(ledger) as house, Receiver(BROKEN) as receiver:
         await house.endpoint(receiver.url)
         await house.happens(*["order.paid"] * 30)
         async with house.worker(retry_s=(0.05,) * 200, circuit_failures=5, each=2):
@@ -115,7 +119,7 @@ async def test_an_unreachable_endpoint_is_left_alone_and_heard_again_when_it_is_
 
 
 async def test_a_delivery_does_not_wait_for_an_open_circuit_longer_than_its_schedule(ledger: str) -> None:
-    async with House(ledger) as house, Receiver() as receiver:
+    async with Newsroom(ledger) as house, Receiver() as receiver:
         await house.endpoint(receiver.url)
         await house.connection.execute("UPDATE webhook_endpoint SET open_until_ms = $1", now_ms() + 600)
         await house.connection.execute("UPDATE webhook_endpoint SET failures = 3")
@@ -134,7 +138,7 @@ async def test_a_slow_endpoint_holds_up_no_other(ledger: str) -> None:
     async def slow(receiver: Receiver, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
 
-    async with House(ledger) as house, Receiver(behaviour=slow) as stuck, Receiver() as quick:
+    async with Newsroom(ledger) as house, Receiver(behaviour=slow) as stuck, Receiver() as quick:
         await house.endpoint(stuck.url, id="ep1")
         await house.endpoint(quick.url, id="ep2")
         await house.happens(*["order.paid"] * 100)
@@ -144,7 +148,7 @@ async def test_a_slow_endpoint_holds_up_no_other(ledger: str) -> None:
 
 
 async def test_a_replay_sends_again_what_happened_since_under_the_same_ids(ledger: str) -> None:
-    async with House(ledger) as house, Receiver() as receiver, Receiver(BROKEN) as late:
+    async with Newsroom(ledger) as house, Receiver() as receiver, Receiver(BROKEN) as late:
         await house.endpoint(receiver.url)
         await house.happens("order.paid", at_ms=1000)
         await house.happens("order.shipped", at_ms=2000)
@@ -166,7 +170,7 @@ async def test_a_replay_sends_again_what_happened_since_under_the_same_ids(ledge
 
 
 async def test_a_replay_of_what_waits_for_its_next_try_tries_at_once(ledger: str) -> None:
-    async with House(ledger) as house, Receiver(BROKEN) as receiver:
+    async with Newsroom(ledger) as house, Receiver(BROKEN) as receiver:
         await house.endpoint(receiver.url)
         await house.happens("order.paid")
         async with house.worker(retry_s=(3600,)):
@@ -179,7 +183,7 @@ async def test_a_replay_of_what_waits_for_its_next_try_tries_at_once(ledger: str
 
 
 async def test_a_replay_in_small_steps_misses_nothing(ledger: str) -> None:
-    async with House(ledger) as house:
+    async with Newsroom(ledger) as house:
         await house.endpoint("http://127.0.0.1:9/")
         for _ in range(20):
             await house.happens("order.paid", "order.shipped", "payment.captured")
@@ -196,7 +200,7 @@ async def test_a_replay_in_small_steps_misses_nothing(ledger: str) -> None:
 
 
 async def test_without_an_endpoint_only_the_mark_moves(ledger: str) -> None:
-    async with House(ledger) as house:
+    async with Newsroom(ledger) as house:
         await house.happens("order.paid")
         await webhooks.tell(house.connection, rows=10, now_ms=1)
         await house.endpoint("http://127.0.0.1:9/")
@@ -205,7 +209,7 @@ async def test_without_an_endpoint_only_the_mark_moves(ledger: str) -> None:
 
 
 async def test_a_job_that_the_queue_dropped_comes_back(ledger: str) -> None:
-    async with House(ledger) as house, Receiver() as receiver:
+    async with Newsroom(ledger) as house, Receiver() as receiver:
         await house.endpoint(receiver.url)
         await house.happens("order.paid")
         await webhooks.tell(house.connection, rows=10, now_ms=1)
@@ -218,17 +222,54 @@ async def test_a_job_that_the_queue_dropped_comes_back(ledger: str) -> None:
 
 
 async def test_a_mark_from_another_server_is_taken_back(ledger: str) -> None:
-    async with House(ledger) as house:
+    async with Newsroom(ledger) as house:
         assert not await webhooks.mend_mark(house.connection)
         await house.connection.execute("UPDATE webhook_mark SET tx = '999999999999'")
         assert await webhooks.mend_mark(house.connection)
 
 
 async def test_old_settled_deliveries_are_deleted_and_pending_ones_kept(ledger: str) -> None:
-    async with House(ledger) as house:
+    async with Newsroom(ledger) as house:
         await house.endpoint("http://127.0.0.1:9/")
         await house.happens("order.paid", "order.shipped")
         await webhooks.tell(house.connection, rows=10, now_ms=1)
         await house.connection.execute("UPDATE webhook_delivery SET status = 'delivered' WHERE number = 2")
         assert await webhooks.prune(house.connection, before_ms=2) == 1
         assert [line.number for line in await house.log()] == [3]
+
+
+async def test_a_killed_worker_loses_nothing_and_repeats_only_under_the_same_id(ledger: str) -> None:
+    """Killed at random moments, and right after the endpoint's answer: when that is not in the ledger yet."""
+    worker: list[asyncio.subprocess.Process] = []
+
+    async def kills(receiver: Receiver, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(receiver.answer)
+        await writer.drain()
+        if random.random() < 0.02 and worker and worker[-1].returncode is None:
+            worker[-1].kill()
+
+    async with Newsroom(ledger) as house, Receiver(behaviour=kills) as first, Receiver() as second:
+        await house.endpoint(first.url, id="ep1")
+        await house.endpoint(second.url, "order.paid", id="ep2")
+        for _ in range(KILLS):
+            worker.append(
+                await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "tests.integration.telling", ledger),
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.DEVNULL,
+                )
+            )
+            for _ in range(5):
+                await house.happens(*["order.paid", "order.shipped"] * 2)
+                await asyncio.sleep(random.uniform(0.05, 0.5))
+            if worker[-1].returncode is None:
+                worker[-1].kill()
+            await worker[-1].wait()
+        count = KILLS * 20
+        async with house.worker():
+            log = await house.settled(count + count // 2, within_s=60)
+        assert {line.status for line in log} == {"delivered"}
+        for receiver, expected in ((first, count), (second, count // 2)):
+            assert len({got.id for got in receiver.got}) == expected
+            assert len({(got.id, got.body) for got in receiver.got}) == expected
+        print(f"{KILLS} kills, {count} changes, {len(first.got) - count} sent again")
