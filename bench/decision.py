@@ -163,6 +163,7 @@ def _commands(client: redis.Redis, sha: str, quota: int) -> Iterator[bytes]:
         keys.quota(PARTITION, SALE),
         keys.holds(PARTITION, SALE),
         keys.journal(PARTITION),
+        keys.returns(PARTITION, SALE),
     ]
     skus = [number % len(SKUS) for number in range(BATCH)]
     lines = struct.Struct(f">{BATCH}H").pack

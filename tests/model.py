@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-HELD, RELEASED = b"h", b"r"
+RANKS = {"h": 0, "e": 1, "p": 2, "s": 3, "d": 4, "u": 4, "c": 5}
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,44 @@ class Order:
     record: bytes
 
 
+@dataclass(frozen=True)
+class Move:
+    """Units of one order that go back or are taken again. `quota`: ((shopper, SKU index), units)."""
+
+    order_hex: str
+    number: int
+    letter: str
+    lines: tuple[tuple[int, int], ...]
+    quota: tuple[tuple[tuple[int, int], int], ...]
+    quota_back: bool
+
+    @property
+    def id(self) -> bytes:
+        return bytes.fromhex(self.order_hex)[-12:]
+
+
+@dataclass
+class Hold:
+    """What is kept of a used id. `entry`: place of its journal entry; `number`: of its last movement, 0: none."""
+
+    letter: str
+    head: bytes
+    entry: int
+    number: int = 0
+
+    def hear(self, letter: str) -> bool:
+        """A letter of a higher rank is taken over, and that the hold was extended; whether that changed anything."""
+        before = self.letter
+        higher = RANKS[letter.lower()] > RANKS[before.lower()]
+        self.letter = (letter if higher else before).lower()
+        if before.isupper() or letter.isupper():
+            self.letter = self.letter.upper()
+        return self.letter != before
+
+
 @dataclass
 class Sale:
-    """State, stock, supply, quotas used, and the holds with the journal entry that each came from."""
+    """State, stock, supply, quotas used, the holds, and when units may come back (ms, by SKU index)."""
 
     number: int
     opens_at: int
@@ -37,7 +72,8 @@ class Sale:
     supply: dict[int, int] = field(default_factory=dict)
     available: dict[int, int] = field(default_factory=dict)
     quota_used: dict[tuple[int, int], int] = field(default_factory=dict)
-    holds: dict[bytes, tuple[bytes, bytes, int]] = field(default_factory=dict)
+    holds: dict[bytes, Hold] = field(default_factory=dict)
+    returns: dict[int, int] = field(default_factory=dict)
 
 
 class Refused(Exception):
@@ -137,40 +173,84 @@ class Model:
             self._move(kind="adjust", sale=sale.number, sku=sku, delta=to - supply, supply=to)
         return sale.supply[sku], sale.available[sku]
 
-    def release(
-        self,
-        epoch: int,
-        movement: str,
-        order_hex: str,
-        lines: tuple[tuple[int, int], ...],
-        quota_back: dict[tuple[int, int], int],
-    ) -> bool:
-        """Whether the units went back just now."""
+    def release(self, epoch: int, outbox: int, moves: list[Move]) -> list[str]:
+        """What became of each."""
+        self._enter(epoch)
+        outcomes = [self._release(move) for move in moves]
+        moved = [
+            {
+                "order": move.order_hex,
+                "number": move.number,
+                "lines": [list(line) for line in move.lines],
+                "quota_back": move.quota_back,
+            }
+            for move, outcome in zip(moves, outcomes, strict=True)
+            if outcome == "ok"
+        ]
+        if self.sale is not None and moved:
+            self._move(kind="release", sale=self.sale.number, outbox=outbox, orders=moved)
+        return outcomes
+
+    def _release(self, move: Move) -> str:
+        sale = self.sale
+        if sale is None or move.id not in sale.holds:
+            return "unknown"
+        hold = sale.holds[move.id]
+        if move.number <= hold.number:
+            return "already"
+        if any(sale.available[sku] + units > sale.supply[sku] for sku, units in move.lines):
+            return "beyond"
+        for sku, units in move.lines:
+            sale.available[sku] += units
+        for shopper_sku, units in move.quota if move.quota_back else ():
+            sale.quota_used[shopper_sku] = max(0, sale.quota_used.get(shopper_sku, 0) - units)
+        hold.number = move.number
+        hold.hear(move.letter)
+        return "ok"
+
+    def reserve_again(self, epoch: int, outbox: int, move: Move, quotas: dict[int, int]) -> str:
+        """What became of it."""
         self._enter(epoch)
         sale = self.sale
-        used_id = bytes.fromhex(order_hex)[-12:]
-        if sale is None or used_id not in sale.holds:
-            raise Refused("unknown")
-        state, head, entry = sale.holds[used_id]
-        if state == RELEASED:
-            return False
-        for sku, units in lines:
-            if sale.available[sku] + units > sale.supply[sku]:
-                raise Refused("beyond", sku)
-        for sku, units in lines:
-            sale.available[sku] += units
-        for shopper_sku, units in quota_back.items():
-            sale.quota_used[shopper_sku] = max(0, sale.quota_used.get(shopper_sku, 0) - units)
-        sale.holds[used_id] = (RELEASED, head, entry)
-        self._move(
-            kind="release",
-            sale=sale.number,
-            movement=movement,
-            order=order_hex,
-            lines=[list(line) for line in lines],
-            quota_back=bool(quota_back),
+        if sale is None or move.id not in sale.holds:
+            return "unknown"
+        hold = sale.holds[move.id]
+        if move.number <= hold.number:
+            return "already"
+        quota = move.quota if move.quota_back else ()
+        taken = all(sale.available.get(sku, 0) >= units for sku, units in move.lines) and all(
+            sale.quota_used.get(who, 0) + units <= quotas[who[1]] for who, units in quota
         )
-        return True
+        hold.number = move.number
+        if taken:
+            hold.hear(move.letter)
+            for sku, units in move.lines:
+                sale.available[sku] -= units
+            for who, units in quota:
+                sale.quota_used[who] = sale.quota_used.get(who, 0) + units
+        self._move(
+            kind="reserve_again",
+            sale=sale.number,
+            outbox=outbox,
+            order=move.order_hex,
+            number=move.number,
+            lines=[list(line) for line in move.lines],
+            taken=taken,
+            quota=move.quota_back,
+        )
+        return "taken" if taken else "refused"
+
+    def mirror(self, epoch: int, letters: list[tuple[bytes, str]]) -> int:
+        """How many holds changed."""
+        self._enter(epoch)
+        holds = self.sale.holds if self.sale is not None else {}
+        return len({id for id, letter in letters if id in holds and holds[id].hear(letter)})
+
+    def set_returns(self, epoch: int, deadlines: dict[int, int]) -> None:
+        """Where there is no sale nobody asks for it."""
+        self._enter(epoch)
+        if self.sale is not None:
+            self.sale.returns = dict(deadlines)
 
     def publish(self, epoch: int, version: int) -> bool:
         """Whether that changed anything."""
@@ -218,13 +298,15 @@ class Model:
             used = sale.quota_used.get((order.shopper, sku), 0)
             if quotas[sku] and used + units > quotas[sku]:
                 return ("Q", place, used)
-        if any(sale.available.get(sku, 0) < units for sku, units in order.lines):
-            return ("S", *(sale.available.get(sku, 0) for sku, _ in order.lines))
+        short = [sku for sku, units in order.lines if sale.available.get(sku, 0) < units]
+        if short:
+            back = min((sale.returns[sku] for sku in short if sku in sale.returns), default=0)
+            return ("S", *(sale.available.get(sku, 0) for sku, _ in order.lines), back and max(back, now_ms))
         for sku, units in order.lines:
             sale.available[sku] -= units
             if quotas[sku]:
                 sale.quota_used[order.shopper, sku] = sale.quota_used.get((order.shopper, sku), 0) + units
-        sale.holds[order.id] = (HELD, order.head, entry)
+        sale.holds[order.id] = Hold("h", order.head, entry)
         return ("A",)
 
     def check(self) -> None:
@@ -234,20 +316,30 @@ class Model:
             return
         supply: dict[int, int] = {}
         taken: dict[int, int] = {}
+        of_order: dict[tuple[str, int], int] = {}  # units that an order has of a SKU
         for kind, payload in self.journal:
             if kind == "o":
                 for line in payload.splitlines():
-                    for sku, units in json.loads(line)["lines"]:
+                    record = json.loads(line)
+                    for sku, units in record["lines"]:
                         taken[sku] = taken.get(sku, 0) + units
+                        of_order[record["id"], sku] = units
             elif payload["kind"] == "create":
                 for name, units in payload["supply"].items():
                     supply[int(name)] = supply.get(int(name), 0) + units
             elif payload["kind"] == "adjust":
                 supply[payload["sku"]] += payload["delta"]
             elif payload["kind"] == "release":
+                for moved in payload["orders"]:
+                    for sku, units in moved["lines"]:
+                        taken[sku] -= units
+                        of_order[moved["order"], sku] -= units
+            elif payload["kind"] == "reserve_again" and payload["taken"]:
                 for sku, units in payload["lines"]:
-                    taken[sku] -= units
+                    taken[sku] += units
+                    of_order[payload["order"], sku] += units
         assert supply == sale.supply
+        assert all(units >= 0 for units in of_order.values()), "an order gave back more than it had"
         for sku, units in sale.available.items():
             assert 0 <= units <= supply[sku]
             assert supply[sku] == units + taken.get(sku, 0)

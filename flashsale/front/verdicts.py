@@ -20,7 +20,7 @@ from flashsale.reservation.holds import Hold, is_extended, status_of
 from flashsale.sale.priced import DEFAULT_CHANNEL, Order
 
 MESSAGEPACK_TYPE = b"application/msgpack"
-RETRY_AFTER_MAX_S = 3600  # a sale that opens next week is worth a look before that
+RETRY_AFTER_MAX_S = 3600  # a sale that opens next week, or a hold of a day, is worth a look before that
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LINES = {problem.status: f"{problem.status} {HTTPStatus(problem.status).phrase}" for problem in PROBLEMS.values()}
@@ -112,22 +112,28 @@ class Answers:
             head += f"Allow: {refused.members['allow']}\r\n"
         return f"{head}\r\n".encode() + body
 
-    def sold_out(self, order: Order, details: Iterator[Any]) -> bytes:
-        """409 `sold-out`: every line's requested and available units."""
+    def sold_out(self, order: Order, details: Iterator[Any], now_ms: int) -> bytes:
+        """409 `sold-out`: every line's requested and available units, and when to ask again if holds may return."""
         lines = ",".join(
             f'{{"sku":{orjson.dumps(line.sku).decode()},"requested":{line.quantity},"available":{next(details)}}}'
             for line in order.request.lines
         )
-        body = f'{_SOLD_OUT},"id":"{order.id}","lines":[{lines}]}}'
-        return f"{self._sold_out}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        until_ms = next(details)
+        if until_ms:
+            wait_s = _wait_s(until_ms - now_ms)
+            again = f',"retry_after":{wait_s},"holds_until":"{time_text(until_ms)}"'
+            head = f"{self._sold_out}Retry-After: {wait_s}\r\n"
+        else:
+            again, head = "", self._sold_out
+        body = f'{_SOLD_OUT},"id":"{order.id}","lines":[{lines}]{again}}}'
+        return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
     def refused(self, order: Order, outcome: str, details: Iterator[Any], now_ms: int) -> bytes:
         """Any other outcome letter of `reserve.lua`; takes its details from the iterator."""
         lines = order.request.lines
         members: dict[str, Any] = {"id": order.id}
         if outcome == "N":
-            wait_ms = order.sale.sale.opens_at_ms - now_ms
-            members["retry_after"] = min(RETRY_AFTER_MAX_S, max(1, -(-wait_ms // 1000)))
+            members["retry_after"] = _wait_s(order.sale.sale.opens_at_ms - now_ms)
         elif outcome == "U":
             members["sku"] = lines[next(details) - 1].sku
         elif outcome == "T":
@@ -136,6 +142,11 @@ class Answers:
             line = next(details) - 1
             members |= {"sku": lines[line].sku, "quota": order.quotas[line], "used": next(details)}
         return self.problem(Refused(_OUTCOMES[outcome], **members))
+
+
+def _wait_s(wait_ms: int) -> int:
+    """`Retry-After`: whole seconds, at least one."""
+    return min(RETRY_AFTER_MAX_S, max(1, -(-wait_ms // 1000)))
 
 
 def _document(order: Order, status: str, until: str) -> dict[str, Any]:

@@ -98,9 +98,10 @@ class _Lane:
             keys.quota(partition, sale_id),
             keys.holds(partition, sale_id),
             keys.journal(partition),
+            keys.returns(partition, sale_id),
         )
-        self.keys = encode([b"EVALSHA", RESERVE.sha.encode(), b"6", *(name.encode() for name in names)])
-        self.keys = self.keys.replace(b"*9\r\n", b"*21\r\n", 1)  # twelve arguments follow
+        self.keys = encode([b"EVALSHA", RESERVE.sha.encode(), b"7", *(name.encode() for name in names)])
+        self.keys = self.keys.replace(b"*10\r\n", b"*22\r\n", 1)  # twelve arguments follow
         self.waiting: deque[Order] = deque()
         self.returned: deque[Order] = deque()
         self.batches: deque[_Batch] = deque()

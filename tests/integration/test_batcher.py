@@ -57,7 +57,7 @@ class Desk:
     def decided(self, orders: list[Order], outcomes: str, details: list[Any], now_ms: int, entry_ms: int) -> None:
         rest = iter(details)
         for order, outcome in zip(orders, outcomes, strict=True):
-            count = {"R": 1, "U": 1, "Q": 2, "S": len(order.skus)}.get(outcome, 0)
+            count = {"R": 1, "U": 1, "Q": 2, "S": len(order.skus) + 1}.get(outcome, 0)
             self._answer(order, outcome, [next(rest) for _ in range(count)])
         assert next(rest, None) is None
 
@@ -375,5 +375,5 @@ async def test_last_unit_in_one_call_goes_to_the_first(shop: Shop) -> None:
         sent = [desk.send(desk.make(f"s-{n}", (KETTLE, 1), (FAN, 1))) for n in range(5)]
         answers = await asyncio.gather(*sent)
         assert [answer.outcome for answer in answers] == ["A", "S", "S", "S", "S"]
-        assert answers[4].detail == [499, 0]
+        assert answers[4].detail == [499, 0, 0]
     await is_sound(shop, 1)

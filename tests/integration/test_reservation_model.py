@@ -20,10 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from flashsale.embedded import ValkeyServer
 from flashsale.reservation import commands, keys, server
+from flashsale.reservation.holds import unpack
 from flashsale.reservation.movements import decode_entry, parse_entry_id
 from flashsale.reservation.scripts import Script
 from flashsale.sale.catalogue import Catalogue
-from tests.model import Model, Order, Refused
+from tests.model import Model, Move, Order, Refused
 
 STEPS = int(os.environ.get("FLASHSALE_MODEL_STEPS", "1000"))
 STEPS_AN_EXAMPLE = 40
@@ -51,6 +52,18 @@ orders = st.lists(
     st.tuples(ids, st.integers(0, 2), lines, st.sampled_from([False] * 6 + [True]), st.integers(0, 40)),
     min_size=1,
     max_size=14,
+)
+# Movements of orders: which order, how, whether quota goes with it, the letter.
+letters = st.sampled_from("hepsduc" * 2 + "HEPSDUC")
+moves = st.lists(
+    st.tuples(
+        st.integers(0, 60),
+        st.sampled_from(["all", "all", "part", "part", "again", "again", "beyond"]),
+        st.booleans(),
+        letters,
+    ),
+    min_size=1,
+    max_size=8,
 )
 
 
@@ -96,8 +109,13 @@ class Machine(RuleBasedStateMachine):
         self.entries: list[tuple[str, str, Any, int]] = []  # id, field, payload, bytes: every entry ever seen
         self.lines_of: dict[bytes, tuple[int, tuple[tuple[int, int], ...]]] = {}
         self.numbers: dict[int, None] = {}  # of the accepted orders, in their order
+        self.has: dict[bytes, dict[int, int]] = {}  # units that an order has now, by SKU index
+        self.changes: dict[bytes, int] = {}  # number of an order's last change
+        # What was ever sent for it, whatever became of it: its releases, and what took its units again.
+        self.given: dict[bytes, list[Move]] = {}
+        self.taken: dict[bytes, list[Move]] = {}
         self.trimmed = 0
-        self.movements = 0
+        self.outbox = 0
         self.model = Model(EPOCH, 1)
         run(client.flushdb())
         run(client.hset(keys.partition(0), mapping={"epoch": EPOCH, "version": 1}))
@@ -196,33 +214,122 @@ class Machine(RuleBasedStateMachine):
         )
         assert done is None or done[0] == done[1][:2]
 
-    @rule(
-        epoch=epochs,
-        pick=st.integers(0, 60),
-        quota_back=st.booleans(),
-        beyond=st.sampled_from([0] * 9 + [10**9 + 1]),
-    )
-    def release(self, epoch: int, pick: int, quota_back: bool, beyond: int) -> None:
+    def move(self, pick: int, how: str, quota_back: bool, letter: str) -> Move | None:
+        """A movement that gives back what an order has, or some of it; one that was sent before; or more than anybody
+        ever had. None where that order has nothing."""
         accepted = list(self.numbers)
-        number = accepted[pick % len(accepted)] if accepted and pick < 55 else pick
-        shopper, of_order = self.lines_of.get(used_id(number), (0, ((0, 1),)))
-        given = tuple((sku, quantity + beyond) for sku, quantity in of_order)
-        back = {(shopper, sku): quantity for sku, quantity in of_order if quota_back and QUOTAS[sku]}
-        self.movements += 1
-        name = f"expiry-{self.movements}"
+        if not accepted and pick < 57:
+            return None
+        number = accepted[pick % len(accepted)] if pick < 57 else 1000 + pick
+        id = used_id(number)
+        sent = self.given.setdefault(id, [])
+        if how == "again" and sent:
+            return sent[pick % len(sent)]
+        given = self.has.get(id, {0: 1}).items()
+        if how == "part":
+            given = [(sku, 1 + (units - 1) * (pick % 3) // 3) for sku, units in given if units and (sku + pick) % 3]
+        given = tuple((sku, units + 10**9 * (how == "beyond")) for sku, units in given if units)
+        if not given:
+            return None
+        sent.append(self.moving(number, given, quota_back, letter))
+        return sent[-1]
+
+    def moving(self, number: int, lines: tuple[tuple[int, int], ...], quota_back: bool, letter: str) -> Move:
+        """A new movement of the order."""
+        id = used_id(number)
+        shopper = self.lines_of.get(id, (0, ()))[0]
+        quota = tuple(((shopper, sku), quantity) for sku, quantity in lines if QUOTAS[sku])
+        self.changes[id] = self.changes.get(id, 1) + 1 + len(lines) % 2  # other changes may lie between two movements
+        return Move(order_hex(number), self.changes[id], letter, lines, quota, quota_back)
+
+    @staticmethod
+    def asked(move: Move) -> commands.MovedOrder:
+        quota = [(quota_field(*shopper_sku), quantity) for shopper_sku, quantity in move.quota]
+        limits = [QUOTAS[sku] for (_, sku), _ in move.quota]
+        return commands.MovedOrder(move.order_hex, move.number, move.letter, move.lines, quota, move.quota_back, limits)
+
+    @rule(epoch=epochs, drawn=moves)
+    def release(self, epoch: int, drawn: list[Any]) -> None:
+        batch: dict[bytes, Move] = {}
+        twice = []
+        for each in drawn:
+            move = self.move(*each)
+            if move is None:
+                continue
+            if move.id in batch:  # what it has is known after the first: that one once more
+                if self.given[move.id][-1] is move and move is not batch[move.id]:
+                    self.given[move.id].pop()
+                twice.append(batch[move.id])
+            else:
+                batch[move.id] = move
+        given = [*batch.values(), *twice]
+        self.outbox += 1
         done = self.both(
-            lambda: self.model.release(epoch, name, order_hex(number), given, back),
+            lambda: self.model.release(epoch, self.outbox, given),
             commands.release(
                 self.client,
                 epoch=epoch,
                 sale_id=SALE,
-                order_id=order_hex(number),
-                movement=name,
-                lines=given,
-                quota=[(quota_field(*shopper_sku), quantity) for shopper_sku, quantity in back.items()],
+                outbox=self.outbox,
+                orders=[self.asked(move) for move in given],
             ),
         )
-        assert done is None or done[0] == (done[1] is not None)
+        if done is None:
+            return
+        assert done[0] == done[1]
+        for move, outcome in zip(given, done[0], strict=True):
+            for sku, quantity in move.lines if outcome == "ok" else ():
+                self.has[move.id][sku] -= quantity
+
+    @rule(epoch=epochs, pick=st.integers(0, 60), quota=st.booleans(), letter=letters, again=st.integers(0, 3))
+    def reserve_again(self, epoch: int, pick: int, quota: bool, letter: str, again: int) -> None:
+        """An order that has nothing any more, the same one again, or one that was never seen."""
+        bare = [number for number in self.numbers if not any(self.has[used_id(number)].values())]
+        if not bare and pick < 50:
+            return
+        number = bare[pick % len(bare)] if bare and pick < 57 else 1000 + pick
+        id = used_id(number)
+        lines = self.lines_of.get(id, (0, ((0, 1),)))[1]
+        sent = self.taken.setdefault(id, [])
+        if again or not sent:
+            sent.append(self.moving(number, lines, quota, letter))
+        move = sent[-1]
+        self.outbox += 1
+        done = self.both(
+            lambda: self.model.reserve_again(epoch, self.outbox, move, QUOTAS),
+            commands.reserve_again(self.client, epoch=epoch, sale_id=SALE, outbox=self.outbox, order=self.asked(move)),
+        )
+        if done is None:
+            return
+        assert done[0] == done[1]
+        if done[0] == "taken":
+            self.has[id] = dict(lines)
+
+    @rule(epoch=epochs, told=st.lists(st.tuples(st.integers(0, 60), letters), max_size=8))
+    def mirror_status(self, epoch: int, told: list[tuple[int, str]]) -> None:
+        accepted = list(self.numbers)
+        named = [(accepted[pick % len(accepted)] if accepted else pick, letter) for pick, letter in told]
+        done = self.both(
+            lambda: self.model.mirror(epoch, [(used_id(number), letter) for number, letter in named]),
+            commands.mirror_status(
+                self.client,
+                epoch=epoch,
+                sale_id=SALE,
+                letters=[(order_hex(number), letter) for number, letter in named],
+            ),
+        )
+        assert done is None or done[0] == done[1]
+
+    @rule(epoch=epochs, given=st.dictionaries(skus, st.sampled_from([-60_000, 5_000, 900_000]), max_size=8))
+    def set_returns(self, epoch: int, given: dict[int, int]) -> None:
+        if self.model.sale is None:
+            return
+        now_ms = self.now_ms()
+        deadlines = {sku: now_ms + later for sku, later in given.items()}
+        self.both(
+            lambda: self.model.set_returns(epoch, deadlines),
+            commands.set_returns(self.client, epoch=epoch, sale_id=SALE, deadlines=deadlines),
+        )
 
     @rule(epoch=epochs, step=st.sampled_from([1, 1, 0, -1]))
     def publish(self, epoch: int, step: int) -> None:
@@ -268,6 +375,7 @@ class Machine(RuleBasedStateMachine):
             keys.partition(0),
             *(name(0, SALE) for name in (keys.state, keys.stock, keys.quota, keys.holds)),
             keys.journal(0),
+            keys.returns(0, SALE),
         ]
         answer = self.run(RESERVE.run(self.client, names, [epoch, version, *pack_batch(batch)]))
         now_ms = answer[2] if len(answer) == 5 else 0
@@ -284,6 +392,7 @@ class Machine(RuleBasedStateMachine):
             if outcome == ("A",):
                 self.numbers[number] = None
                 self.lines_of[order.id] = (order.shopper, order.lines)
+                self.has[order.id] = dict(order.lines)
         self.read_journal()
         flat: list[Any] = []
         for letter, *more in expected:
@@ -292,11 +401,13 @@ class Machine(RuleBasedStateMachine):
         assert backlog == sum(entry[3] for entry in self.entries[self.trimmed :])
 
     def hold(self, id: bytes) -> bytes:
-        """The 22 bytes that the model expects of a used id."""
+        """The bytes that the model expects of a used id: 22, and 3 once units of it moved."""
         assert self.model.sale is not None
-        state, head, entry = self.model.sale.holds[id]
-        ms, seq = parse_entry_id(self.entries[entry][0])
-        return state + head[1:] + ms.to_bytes(6) + seq.to_bytes(4)
+        hold = self.model.sale.holds[id]
+        ms, seq = parse_entry_id(self.entries[hold.entry][0])
+        value = hold.letter.encode() + hold.head[1:] + ms.to_bytes(6) + seq.to_bytes(4)
+        assert unpack(value).letter == hold.letter
+        return value + (hold.number.to_bytes(3) if hold.number else b"")
 
     def read_journal(self) -> None:
         """Adds the entries that are new since the last look; each is what the model says, its bytes counted."""
@@ -335,6 +446,8 @@ class Machine(RuleBasedStateMachine):
         assert quota == {quota_field(*who): b"%d" % used for who, used in sale.quota_used.items()}
         holds = self.run(self.client.hgetall(keys.holds(0, SALE)))
         assert holds == {id: self.hold(id) for id in sale.holds}
+        returns = self.run(self.client.hgetall(keys.returns(0, SALE)))
+        assert returns == {b"%d" % sku: b"%d" % at for sku, at in sale.returns.items()}
 
 
 def test_scripts_do_what_the_model_does(either_valkey: ValkeyServer) -> None:

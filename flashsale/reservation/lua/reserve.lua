@@ -7,6 +7,7 @@
 --       4 quota      hash    shopper hash + SKU index -> units taken
 --       5 holds      hash    the order id's last 12 bytes -> hold (below)
 --       6 journal    stream  one entry a batch that took something
+--       7 returns    hash    SKU index -> ms at which units of open holds may come back; read only, for S alone
 -- ARGV  1 epoch, as the caller verified it
 --       2 catalogue version that priced the batch
 --       n orders of m lines follow; integers are unsigned and big-endian, nothing stands between the values
@@ -25,13 +26,15 @@
 --             A accepted                          R the id is used: its hold
 --             N not open yet   C closed   P paused
 --             U suspended: line (1..)             T expected_total differs
---             Q over the quota: line, units used  S sold out: available units of each line
+--             Q over the quota: line, units used
+--             S sold out: available units of each line, then when the first units of a line that is short may come back
+--               (ms, not before now; 0: none may)
 --   now       Valkey's clock, ms
 --   entry     id of the journal entry, "" if nothing was taken
 --   backlog   bytes of the journal that are not yet trimmed
 -- or {"fenced"}, {"stale", version}, {"denied", command}: nothing was decided and nothing written.
 -- Writes journal (o: accepted records, w: journal bytes so far), holds, quota, stock, partition.
--- Hold: head, then ms (6 bytes) and sequence (4 bytes) of the journal entry, big-endian; "r" for "h" once released.
+-- Hold: head, then ms (6 bytes) and sequence (4 bytes) of the journal entry, big-endian; holds.py says what becomes of it.
 
 local call = redis.call
 local partition, holds_key = KEYS[1], KEYS[5]
@@ -126,6 +129,7 @@ if whole then
   for i = 1, #distinct do left[distinct[i]] = left[distinct[i]] - asked[distinct[i]] end
 else
   local seen, taken = {}, {}
+  local returns -- SKU index -> ms, read for the first order that is sold out
   local first, field = 1, 0
   for i = 1, n do
     local id, last = ids[i], first
@@ -170,10 +174,21 @@ else
       nd = nd + 2
     elseif short then
       outcome = 'S'
-      for l = first, last do
-        nd = nd + 1
-        details[nd] = left[skus[l]]
+      if not returns then
+        returns = {}
+        local told = call('HMGET', KEYS[7], unpack(distinct))
+        for d = 1, #distinct do returns[distinct[d]] = tonumber(told[d] or nil) end
       end
+      local back = 0
+      for l = first, last do
+        local sku = skus[l]
+        local units, at = left[sku], returns[sku]
+        nd = nd + 1
+        details[nd] = units
+        if at and units < quantities[l] and (back == 0 or at < back) then back = at end
+      end
+      nd = nd + 1
+      details[nd] = back > 0 and back < now and now or back
     else
       for l = first, last do
         local sku = skus[l]
