@@ -19,6 +19,7 @@ OPEN = ("requires_payment_method", "requires_confirmation", "requires_action")
 
 # Stripe's test methods (https://docs.stripe.com/testing): type, and what a decline says.
 _CARD_DECLINED = ("generic_decline", "Your card was declined.")
+_DECLINED_AS = "sandbox_declined_as"
 TEST_METHODS: dict[str, tuple[str, tuple[str, str] | None]] = {
     "pm_card_visa": ("card", None),
     "pm_card_mastercard": ("card", None),
@@ -121,6 +122,9 @@ def create(change: Change, params: Params, base_url: str) -> Answer:
         _allow(made, method[0], return_url, confirming)
         made["payment_method"] = method[0]["id"]
         made["status"] = "requires_confirmation"
+        if not confirming:
+            # For a confirmation that names none. How it is declined is the sandbox's own.
+            change.insert({**method[0], _DECLINED_AS: method[1]}, link=made["id"])
     change.insert(made)
     change.event("payment_intent.created", made)
     if not confirming or method is None:
@@ -133,7 +137,7 @@ def confirm(change: Change, intent_id: str, params: Params, base_url: str) -> An
     found = find(change, intent_id)
     if found["status"] not in OPEN:
         raise unexpected_state(found, "confirm")
-    method = _method_of(params, change.now_s())
+    method = _method_of(params, change.now_s()) or _given_before(change, found)
     if method is None:
         raise _no_method()
     return_url = params.url("return_url")
@@ -156,6 +160,7 @@ def capture(change: Change, intent_id: str, params: Params) -> Answer:
         )
     taken = change.get(found["latest_charge"])
     taken |= {"captured": True, "amount_captured": amount, "balance_transaction": new_id("txn")}
+    taken["amount_refunded"] = taken["amount"] - amount  # the rest is released
     found |= {"amount_received": amount, "amount_capturable": 0, "status": "succeeded"}
     change.update(taken)
     change.update(found)
@@ -268,6 +273,15 @@ def _confirm(
     change.update(found)
     change.event("payment_intent.requires_action", found)
     return Answer(200, found)
+
+
+def _given_before(change: Change, found: Object) -> tuple[Object, tuple[str, str] | None] | None:
+    """The method that an intent was created with, and how it is declined."""
+    kept = change.find(found["payment_method"]) if found["payment_method"] is not None else None
+    if kept is None:
+        return None
+    declined = kept.pop(_DECLINED_AS)
+    return kept, None if declined is None else (declined[0], declined[1])
 
 
 def _no_method() -> ApiError:

@@ -21,7 +21,7 @@ def create(change: Change, params: Params) -> Answer:
     if reason not in (None, "duplicate", "fraudulent", "requested_by_customer"):
         raise bad_param("reason", f"Invalid reason: {reason}")
     amount = params.integer("amount", least=1)
-    left = paid["amount_captured"] - paid["amount_refunded"]
+    left = paid["amount"] - paid["amount_refunded"]
     if paid["disputed"]:
         raise ApiError(
             400,
@@ -47,7 +47,7 @@ def create(change: Change, params: Params) -> Answer:
         change.now_s(), about, paid["id"], amount=left if amount is None else amount, given=given, settled=settled
     )
     paid["amount_refunded"] += made["amount"]
-    paid["refunded"] = paid["amount_refunded"] == paid["amount_captured"]
+    paid["refunded"] = paid["amount_refunded"] == paid["amount"]
     change.insert(made, link=about["id"])
     change.update(paid)
     change.event("refund.created", made)

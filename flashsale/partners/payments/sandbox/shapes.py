@@ -210,7 +210,10 @@ def session(now_s: int, about: Object, base_url: str, *, expires_at: int, given:
         "payment_link": None,
         "payment_method_collection": "if_required",
         "payment_method_configuration_details": None,
-        "payment_method_options": about["payment_method_options"],
+        "payment_method_options": {
+            name: {option: value for option, value in options.items() if option != "network"}
+            for name, options in about["payment_method_options"].items()
+        },
         "payment_method_types": about["payment_method_types"],
         "payment_status": "unpaid",
         "permissions": None,
@@ -278,13 +281,14 @@ def dispute(now_s: int, about: Object, charge_id: str, *, amount: int, reason: s
         "created": now_s,
         "currency": about["currency"],
         "enhanced_eligibility_types": [],
-        "evidence": {},
+        "evidence": {"enhanced_evidence": {}},
         "evidence_details": {
             "due_by": now_s + AUTHORISATION_S,
             "enhanced_eligibility": {},
             "has_evidence": False,
             "past_due": False,
             "submission_count": 0,
+            "submission_method": "not_submitted",
         },
         "is_charge_refundable": False,
         "livemode": False,
