@@ -68,6 +68,29 @@ OUTBOX_ORDERS = Counter(
     ["outcome"],
 )  # fmt: skip
 OUTBOX_GIVEN_UP = Counter("flashsale_outbox_given_up", "Outbox rows that Valkey had nothing to do for.")
+PAYMENT_EVENTS = Counter(
+    "flashsale_payment_events",
+    "The payment provider's events that were taken from the stream, by what became of them: applied, duplicate, foreign"
+    " (of no order of ours), unknown (a kind that says nothing to us), damaged (set aside).",
+    ["outcome"],
+)
+PAYMENT_EVENT_BATCH = Histogram(
+    "flashsale_payment_event_batch_seconds",
+    "Time to apply and commit one batch of payment events.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+PAYMENT_EVENT_LAG = Gauge(
+    "flashsale_payment_event_lag_seconds",
+    "Age of the newest applied payment event when it was committed.",
+    multiprocess_mode="livemax",
+)
+PROVIDER_CALLS = Counter(
+    "flashsale_provider_calls",
+    "Background calls to the payment provider: close, release, capture, look, open, refund; by outcome: told, away"
+    " (asked again later), refused (somebody has to look).",
+    ["call", "outcome"],
+)
+JOB_RETRIES = Counter("flashsale_job_retries", "Jobs that failed and come again, by their name.", ["job"])
 
 _outcomes: dict[str, Counter] = {}
 
@@ -117,6 +140,14 @@ def observe_ledger(rows: int, entries: int, commit_s: float, lag_s: float) -> No
     LEDGER_ENTRIES.inc(entries)
     LEDGER_COMMIT.observe(commit_s)
     LEDGER_LAG.set(lag_s)
+
+
+def observe_payment_events(outcomes: Mapping[str, int], seconds: float, lag_s: float) -> None:
+    """One committed batch of the provider's events: how many came to what, the transaction's time, the newest's age."""
+    for outcome, count in outcomes.items():
+        PAYMENT_EVENTS.labels(outcome).inc(count)
+    PAYMENT_EVENT_BATCH.observe(seconds)
+    PAYMENT_EVENT_LAG.set(lag_s)
 
 
 class Backlog(Collector):

@@ -123,6 +123,17 @@ CREATE TABLE outbox (
     outcome     text   COLLATE "C"              -- of a reserve_again, from the journal: taken or refused
 );
 
+-- The provider's events that could not be understood or stored, as they came.
+CREATE TABLE damaged_event (
+    number      int8   GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    event_ms    int8   NOT NULL,                -- its entry in the stream of events, and its place in that, from 0
+    event_seq   int8   NOT NULL,
+    place       int4   NOT NULL,
+    body        bytea  NOT NULL,
+    error       text   NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT now()
+);
+
 CREATE TABLE webhook_endpoint (
     id          text   COLLATE "C" PRIMARY KEY,
     owner       text   COLLATE "C" NOT NULL,
