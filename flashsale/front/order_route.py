@@ -121,7 +121,7 @@ class OrderRoute:
             if outcome == "A":
                 answer = accepted(order, until)
             elif outcome == "S":
-                answer = answers.sold_out(order, rest)
+                answer = answers.sold_out(order, rest, now_ms)
             elif outcome == "R":
                 if order.client is not None:
                     self._replays.answer(order, next(rest), self._deliver)

@@ -82,10 +82,8 @@ async def test_released_units_are_available_again_after_a_rebuild(shop: Shop) ->
     assert partition is not None
     sale, _ = await shop.sale()
     quota_field = SaleIdentity(0, sale.number, sale.key).quota_field("ann", 0)
-    await commands.release(
-        shop.valkey, epoch=partition.epoch, sale_id="sale", order_id=order, movement="m1",
-        lines=[(0, 2)], quota=[(quota_field, 2)],
-    )  # fmt: skip
+    back = commands.MovedOrder(order, 2, "h", [(0, 2)], [(quota_field, 2)], True)
+    assert await commands.release(shop.valkey, epoch=partition.epoch, sale_id="sale", outbox=1, orders=[back]) == ["ok"]
     await shop.write()
     before = await shop.dump()
     before["{p00}:sale:quota"] = {}
@@ -104,10 +102,8 @@ async def test_quota_that_stays_used_stays_so_after_a_rebuild(shop: Shop, given_
     await shop.buy("bob", (FRIDGE, 1))
     sale, _ = await shop.sale()
     quota_field = SaleIdentity(0, sale.number, sale.key).quota_field("ann", 0)
-    back = [(quota_field, 2)] if given_back else []
-    await commands.release(
-        shop.valkey, epoch=1, sale_id="sale", order_id=order, movement="m1", lines=[(0, 2)], quota=back
-    )
+    back = commands.MovedOrder(order, 2, "h", [(0, 2)], [(quota_field, 2)], given_back)
+    assert await commands.release(shop.valkey, epoch=1, sale_id="sale", outbox=1, orders=[back]) == ["ok"]
     assert (await audit(shop.redis_url, shop.database_url)).faults == []
     await shop.write()
     await shop.valkey.flushall()
