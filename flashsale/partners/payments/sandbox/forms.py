@@ -1,6 +1,5 @@
 """Form-encoded parameters with Stripe's brackets: `metadata[order]=x`, `expand[]=y`, `line_items[0][quantity]=1`."""
 
-import itertools
 import re
 from typing import Any
 from urllib.parse import parse_qsl
@@ -41,15 +40,16 @@ def parse(text: str) -> Tree:
 
 def _put(root: Tree, path: list[str], value: str, name: str) -> None:
     node = root
-    for step, following in itertools.pairwise(path):
+    for step in path[:-1]:
+        if step == "":
+            raise bad_param(name[:100], f"{name[:100]}: empty brackets stand at the end alone; count from 0")
         if not isinstance(node.setdefault(step, {}), dict):
             raise bad_param(name[:100], f"{name[:100]} is given as a value and as an object")
         node = node[step]
-        if following == "":
-            path = [*path[:-1], str(len(node))]
-    if path[-1] in node:
+    last = path[-1] or str(len(node))
+    if last in node:
         raise bad_param(name[:100], f"{name[:100]} is given twice")
-    node[path[-1]] = value
+    node[last] = value
 
 
 def _lists(node: Any) -> Any:

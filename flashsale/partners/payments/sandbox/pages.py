@@ -45,14 +45,20 @@ class Pages:
         raise web.HTTPSeeOther("/sandbox/")
 
     async def _list(self, request: web.Request) -> web.Response:
-        """GET /sandbox/: the newest intents, for people."""
-        found, _ = await self._store.do(lambda change: change.page("payment_intent", INTENTS_SHOWN))
+        """GET /sandbox/: the newest intents, for people, each with the way to its pay page."""
+
+        def read(change: Change) -> list[tuple[Object, str]]:
+            newest, _ = change.page("payment_intent", INTENTS_SHOWN)
+            return [(about, _pay_path(change, about)) for about in newest]
+
+        found = await self._store.do(read)
         rows = "".join(
             f"<tr><td><code>{escape(about['id'])}</code><td>{escape(about['metadata'].get('order', ''))}"
             f"<td>{escape(_amount(about))}<td>{escape(about['status'])}"
-            for about in found
+            + (f'<td><a href="{escape(path)}">pay</a>' if path else "<td>")
+            for about, path in found
         )
-        head = "<tr><th>intent<th>order<th>amount<th>status"
+        head = "<tr><th>intent<th>order<th>amount<th>status<th>"
         return _page("Payments sandbox", f"<p>The newest {len(found)} intents.</p><table>{head}{rows}</table>")
 
     async def _session(self, request: web.Request) -> web.Response:
@@ -149,6 +155,17 @@ def _try(change: Change, about: Object, method_type: str, decline: bool) -> None
         intents.decline_redirect(change, about, method)
     else:
         intents.settle(change, about, method, ("generic_decline", "Your card was declined.") if declined else None)
+
+
+def _pay_path(change: Change, about: Object) -> str:
+    """Where an intent is paid on a page of ours; empty where it is not."""
+    if about["status"] == "requires_action":
+        action = about["next_action"]
+        return "/r/" + str(action[action["type"]]["url"]).partition("/r/")[2]
+    if about["status"] not in intents.OPEN:
+        return ""
+    still_open = [found["id"] for found in change.linked("checkout.session", about["id"]) if found["status"] == "open"]
+    return f"/c/pay/{still_open[0]}" if still_open else ""
 
 
 async def _form(request: web.Request) -> dict[str, str]:

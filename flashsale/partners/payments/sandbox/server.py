@@ -18,7 +18,7 @@ import structlog
 from aiohttp import web
 
 from flashsale.partners.payments.sandbox import refunds, sessions
-from flashsale.partners.payments.sandbox.api import Api
+from flashsale.partners.payments.sandbox.api import KEY_LAPSES_S, Api
 from flashsale.partners.payments.sandbox.controls import Controls
 from flashsale.partners.payments.sandbox.pages import Pages
 from flashsale.partners.payments.sandbox.store import Change, Store
@@ -43,19 +43,21 @@ class Keys(NamedTuple):
 
 
 def keys_of(data_dir: Path, api_key: str | None, webhook_secret: str | None) -> Keys:
-    """The keys given; what is not given is made once and kept in the directory."""
+    """The keys given; one that is not given is made once and kept in the directory."""
     path = data_dir / "keys.json"
     try:
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
         kept = {}
-    keys = Keys(
-        api_key or kept.get("api_key") or f"sk_test_{secrets.token_hex(16)}",
-        webhook_secret or kept.get("webhook_secret") or f"whsec_{secrets.token_hex(16)}",
-    )
-    if keys._asdict() != kept:
+    made = {
+        "api_key": f"sk_test_{secrets.token_hex(16)}",
+        "webhook_secret": f"whsec_{secrets.token_hex(16)}",
+        **kept,
+    }
+    keys = Keys(api_key or made["api_key"], webhook_secret or made["webhook_secret"])
+    if made != kept and None in (api_key, webhook_secret):
         path.touch(mode=0o600)
-        path.write_text(json.dumps(keys._asdict()))
+        path.write_text(json.dumps(made))
     return keys
 
 
@@ -101,6 +103,7 @@ async def _sweep(store: Store) -> None:
     """Expires sessions and settles refunds when their time has come."""
 
     def look(change: Change) -> int:
+        change.forget_keys(change.now_s() - KEY_LAPSES_S, SWEEP_MOST)
         due = change.take_due(SWEEP_MOST)
         for object_id in due:
             found = change.find(object_id)

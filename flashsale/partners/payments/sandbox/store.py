@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS idempotency (
     body    BLOB    NOT NULL,
     created INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS idempotency_created ON idempotency (created);
 CREATE TABLE IF NOT EXISTS delivery (
     number  INTEGER PRIMARY KEY AUTOINCREMENT,
     due_ms  INTEGER NOT NULL,
@@ -189,6 +190,13 @@ class Change:
     def keep_answer(self, key: str, request: bytes, status: int, body: bytes) -> None:
         self._sql.execute(
             "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?)", (key, request, status, body, self.now_s())
+        )
+
+    def forget_keys(self, until_s: int, most: int) -> None:
+        """Drop answers whose keys have lapsed."""
+        self._sql.execute(
+            "DELETE FROM idempotency WHERE key IN (SELECT key FROM idempotency WHERE created <= ? LIMIT ?)",
+            (until_s, most),
         )
 
     def claim(self, most: int, lease_ms: int) -> list[Delivery]:

@@ -19,7 +19,7 @@ from flashsale.partners.payments.sandbox.store import Delivery, Store
 
 CONCURRENCY = 64
 CLAIM_MOST = 256
-LEASE_MS = 30_000  # longer than a try takes
+LEASE_MS = 60_000  # longer than all that are claimed at once take, should each try take its longest
 TRY_WITHIN_S = 10
 RETRY_FIRST_MS, RETRY_MOST_MS = 250, 30_000
 
