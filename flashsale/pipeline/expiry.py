@@ -15,8 +15,8 @@ from flashsale.ledger import life, open_holds, partitions
 from flashsale.ledger.pool import Connection
 from flashsale.pipeline.catalogues import Catalogues
 from flashsale.pipeline.duty import Duty
+from flashsale.pipeline.payment_events import events_applied
 from flashsale.reservation import commands, server
-from flashsale.reservation.events import read_events
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +60,7 @@ class Expiry(Duty):
     async def _judged(self, until_ms: int) -> bool:
         """Waits until the events that had arrived by `until_ms` are applied; False where it is time to stop."""
         said = time.monotonic()
-        while not await self._applied(until_ms):
+        while not await events_applied(self._client, until_ms):
             if time.monotonic() - said > EVENTS_SAY_S:
                 said = time.monotonic()
                 log.warning("expiry waits: payment events are not applied yet", until_ms=until_ms)
@@ -68,11 +68,6 @@ class Expiry(Duty):
             if self.stopping.is_set():
                 return False
         return True
-
-    async def _applied(self, until_ms: int) -> bool:
-        """Whether no event that had arrived by then waits to be applied: what was applied is cut off the stream."""
-        waiting = await read_events(self._client, (0, 0), 1)
-        return not waiting or waiting[0].id[0] > until_ms
 
     async def sweep(self, connection: Connection, until_ms: int) -> int:
         """Expires what is past its deadline at `until_ms` and in the ledger; returns how many orders."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -169,6 +170,25 @@ async def test_a_late_payment_beyond_the_quota_is_given_back(shop: Life) -> None
     await shop.drain()
     assert await shop.status(order_id) == "expired"
     assert await shop.quota_used() == 1
+
+
+async def test_who_paid_before_the_deadline_is_judged_by_the_events_arrival_however_late_it_is_applied(
+    shop: Life,
+) -> None:
+    order_id = await bought(shop, "ann", (FRIDGE, 1))
+    await shop.ledger.execute(
+        "UPDATE orders SET hold_ms = $1 - journal_ms - 1 WHERE id = $2", await shop.now_ms(), order_id
+    )
+    await shop.begin_payment(order_id)
+    event = await shop.valkey.xadd(keys.PAYMENT_EVENTS, {"e": b"paid"})
+    sweeping = asyncio.create_task(shop.expiry._judged(await shop.now_ms()))
+    await asyncio.wait({sweeping}, timeout=0.3)
+    assert not sweeping.done(), "an event waits"
+    await shop.pay(order_id)
+    await shop.valkey.xdel(keys.PAYMENT_EVENTS, event)
+    assert await asyncio.wait_for(sweeping, 5)
+    assert await shop.expire() == 0
+    assert await shop.status(order_id) == "paid"
 
 
 # --- what dies in between ---
