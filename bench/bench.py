@@ -7,6 +7,7 @@ saw accepted, give or take those on the wire when wrk stopped.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -32,6 +33,7 @@ class Measured:
     orders: int
     front_s: float
     cpu: Cpu
+    behind_s: float  # from wrk's end until all was committed
 
     @property
     def front_us(self) -> float:
@@ -98,11 +100,13 @@ class Bench:
         before = engine.cpu()
         seen = run_wrk(engine.port, plan, seconds)
         front = engine.cpu().since(before).front
+        ended = time.monotonic()
         engine.catch_up()
+        behind_s = time.monotonic() - ended
         cpu = engine.cpu().since(before)
         orders = engine.orders_in_ledger(sale)
         check(seen, orders)
-        measured = Measured(seen, orders, front, cpu)
+        measured = Measured(seen, orders, front, cpu, behind_s)
         self.note("engine", **asdict(seen), rate=round(seen.rate), orders=orders, us=cpu.micros_an_order(orders))
         return measured
 

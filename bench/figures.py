@@ -44,6 +44,8 @@ FIGURES = (
     Figure("ledger", "ledger writer ÷ bare COPY of the same rows", 0.6, 0.8, True),
     Figure("growth", "CPU an order, all processes, at 10⁶ orders ÷ at 10⁴", 1.2, 1.05, False),
     Figure("memory", "bytes an order in Valkey, quota on, ledger caught up", 150, 110, False),
+    Figure("payments", "payments/s, webhook to paid row ÷ orders/s into the ledger", 0.4, 0.8, True),
+    Figure("payment-cpu", "  CPU of a payment, all processes ÷ of an order", None, None, False),
     Figure("committed", "socket to committed row: CPU an order, all processes ÷ nginx", None, 5, False),
 )
 NAMES = tuple(figure.name for figure in FIGURES)

@@ -1,0 +1,138 @@
+"""Payments: webhooks confirmed to the paid row, against orders accepted into the ledger, in one engine.
+
+The orders are those of a load just measured. Their payments stand in the ledger as opened at the provider; the webhook
+is one that the sandbox sent for a real payment, with another order's ids and its own signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from bench.bench import Bench
+from bench.engine import Engine
+from bench.load import CONNECTIONS, order_body, run_wrk, write_plan
+from bench.machine import BenchFault, wait_for
+
+FIGURES = ("payments", "payment-cpu")
+WEBHOOKS = Path(__file__).with_name("webhooks.lua")
+PATH = "/v1/webhooks/payments"
+CONFIRM_S = 300
+SKU = "HAIER-FRIDGE-320"
+
+
+def measure(bench: Bench, wanted: frozenset[str]) -> None:
+    """Each repeat: a load of orders until all are in the ledger, then as many webhooks until all are paid."""
+    for _ in range(bench.repeat):
+        with Engine(bench.new_folder("payments")) as engine:
+            template = _real_event(bench, engine)
+            bench.load_engine(engine, 1)
+            orders = bench.load_engine(engine)
+            into_ledger = orders.orders / (orders.seen.seconds + orders.behind_s)
+            paid, seconds, micros = _confirm(bench, engine, template)
+            rate = paid / seconds
+            bench.note(
+                "payments", paid=paid, rate=round(rate), orders_rate=round(into_ledger), us=round(micros, 2),
+                order_us=round(orders.all_us, 2),
+            )  # fmt: skip
+            bench.add("payments", rate / into_ledger)
+            bench.add("payment-cpu", micros / orders.all_us)
+
+
+def _confirm(bench: Bench, engine: Engine, template: dict[str, Any]) -> tuple[int, float, float]:
+    """Payments confirmed, seconds from the first webhook to the last paid row, CPU of all processes each (µs)."""
+    ids = [row[0] for row in engine.rows("SELECT id FROM orders WHERE sale = (SELECT max(number) FROM sale)")]
+    _open_payments(engine)
+    plan = _plan(bench, engine, template, ids)
+    before, began = engine.cpu(), time.monotonic()
+    paid_before = _paid(engine)
+    seconds = bench.seconds
+    seen = run_wrk(engine.port, plan, seconds, script=WEBHOOKS)
+    if seen.refused or seen.broken:
+        raise BenchFault(f"{seen.refused} webhooks refused, {seen.broken} connections broken")
+    # Past the last payment the webhooks repeat; those change nothing.
+    sent = min(seen.answers, len(ids))
+    wait_for(lambda: _paid(engine) - paid_before >= sent, CONFIRM_S, "every webhook's order is paid")
+    took = time.monotonic() - began
+    paid = _paid(engine) - paid_before
+    micros = engine.cpu().since(before).all / max(seen.answers, 1) * 1e6
+    if seen.answers > len(ids) + CONNECTIONS:
+        raise BenchFault(f"{seen.answers} webhooks for {len(ids)} orders: a longer load of orders is needed")
+    return paid, took, micros
+
+
+def _paid(engine: Engine) -> int:
+    return int(engine.rows("SELECT coalesce(sum(units), 0)::int8 FROM sold")[0][0])
+
+
+def _open_payments(engine: Engine) -> None:
+    """The rows that opening a payment leaves, for every order of the last sale."""
+    now_ms = int(time.time() * 1000)
+    engine.rows(
+        "INSERT INTO payment (order_id, sale, method, amount, currency, session_id, provider_id, due_ms, created_ms,"
+        " heard_ms) SELECT id, sale, 'card', total, currency, 'cs_' || id, 'pi_' || id, $1::int8 + 3600000, $1, $1"
+        " FROM orders WHERE sale = (SELECT max(number) FROM sale)",
+        now_ms,
+    )
+    engine.rows("ANALYZE payment")
+
+
+def _real_event(bench: Bench, engine: Engine) -> dict[str, Any]:
+    """What the sandbox sent when a real order's card was authorised."""
+    sale = engine.create_sale(bench.new_sale())
+    token = bench.new_tokens(1).read_text().strip()
+    status, body = engine.order(token, "template", order_body(sale, SKU))
+    if status != 201:
+        raise BenchFault(f"the template order was answered {status}: {body.decode(errors='replace')}")
+    order = json.loads(body)["id"]
+    engine.catch_up()
+    payment = _ask(
+        f"http://127.0.0.1:{engine.port}/v1/orders/{order}/payment",
+        json.dumps({"method": "card"}).encode(),
+        {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )
+    sandbox = engine.parts["payments_sandbox"]
+    secret = {"Authorization": f"Bearer {sandbox['api_key']}"}
+    intent = payment["provider_id"]
+    _ask(f"{sandbox['address']}/v1/payment_intents/{intent}/confirm", b"payment_method=pm_card_visa", secret)
+    kind = "payment_intent.amount_capturable_updated"
+    query = urllib.parse.urlencode({"type": kind, "limit": 1})
+    event = _ask(f"{sandbox['address']}/v1/events?{query}", None, secret)["data"][0]
+    wait_for(lambda: _paid(engine) == 1, CONFIRM_S, "the template's order is paid")
+    text = json.dumps(event, separators=(",", ":")).replace(f'"{intent}"', '"pi_ORDER"').replace(order, "ORDER")
+    return {"text": text, "secret": sandbox["webhook_secret"]}
+
+
+def _ask(url: str, body: bytes | None, headers: dict[str, str]) -> dict[str, Any]:
+    """A POST with a body, else a GET."""
+    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310  our own addresses
+    with urllib.request.urlopen(request, timeout=15) as answer:  # noqa: S310
+        document: dict[str, Any] = json.load(answer)
+    return document
+
+
+def _plan(bench: Bench, engine: Engine, template: dict[str, Any], ids: list[str]) -> Path:
+    """Signs a webhook an order, now; a signature is good for five minutes."""
+    stamp = str(int(time.time()))
+    secret, parts = template["secret"].encode(), [part.encode() for part in template["text"].split("ORDER")]
+    signed = bench.folder / "signed"
+    with signed.open("w") as file:
+        for order in ids:
+            body = order.encode().join(parts)
+            mark = hmac.new(secret, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+            file.write(f"{order} {mark}\n")
+    length = len(ids[0].encode().join(parts))
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json; charset=utf-8\r\n"
+        f"Content-Length: {length}\r\nStripe-Signature: t={stamp},v1="
+    )
+    rest = [part.decode() for part in parts]
+    rest[0] = "\r\n\r\n" + rest[0]
+    bench.note("webhook", bytes=length, payments=len(ids))
+    return write_plan(bench.folder / "webhooks-plan.lua", signed=signed, head=head, parts=rest)
