@@ -147,3 +147,8 @@ async def postpone(connection: Connection, order_ids: Sequence[str], due_ms: Seq
         list(order_ids),
         list(due_ms),
     )
+
+
+async def unlease(connection: Connection, now_ms: int) -> None:
+    """What is to be asked of the provider is due now, also where somebody who is gone had it under way."""
+    await connection.execute("UPDATE payment SET due_ms = $1 WHERE due_ms > $1 AND todo IS NOT NULL", now_ms)

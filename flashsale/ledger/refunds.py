@@ -64,12 +64,13 @@ async def of_order(connection: Connection, order_id: str) -> list[RefundRow]:
     return [RefundRow(*row) for row in rows]
 
 
-async def unsettled(connection: Connection, before_ms: int, limit: int) -> list[RefundRow]:
-    """Refunds that are pending since before a time: the provider said nothing of them."""
+async def without_job(connection: Connection, before_ms: int, limit: int) -> list[str]:
+    """Refunds that are pending since before a time and that no job sees to: a queue that was emptied by hand, say."""
     rows = await connection.fetch(
-        f"SELECT {_COLUMNS} FROM refund WHERE status = 'pending' AND created_ms < $1"  # noqa: S608
-        " ORDER BY created_ms LIMIT $2",
+        "SELECT id FROM refund WHERE status = 'pending' AND created_ms < $1"
+        " AND NOT EXISTS (SELECT FROM pgqueuer AS q WHERE q.dedupe_key = $3 || id) ORDER BY created_ms LIMIT $2",
         before_ms,
         limit,
+        f"{JOB}:",
     )
-    return [RefundRow(*row) for row in rows]
+    return [row[0] for row in rows]

@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import asyncpg
 import redis.asyncio
 import structlog
 
 from flashsale import metrics
-from flashsale.ledger import damaged_events, life
+from flashsale.ledger import damaged_events
 from flashsale.ledger.damaged_events import DamagedEvent
 from flashsale.ledger.life import Applied
 from flashsale.ledger.pool import Connection, LedgerAway
 from flashsale.partners.payments.provider import FOREIGN, ForeignEvent
-from flashsale.pipeline.duty import LOST, Duty
+from flashsale.pipeline.careful import apply_carefully
+from flashsale.pipeline.duty import Duty
 from flashsale.reservation import keys, server
 from flashsale.reservation.events import Entry, EntryId, read_events, trim_events
 from flashsale.sale.payment import Fact
@@ -33,13 +33,6 @@ log = structlog.get_logger(__name__)
 BATCH_EVENTS = 1000  # about so many facts a transaction: beyond it a statement gains nothing, and others wait longer
 ENTRIES_MAX = 200  # entries a read: an entry is what one front kept at once, often a single event
 BLOCK_MS = 500  # an idle stream is asked again after this; below the client's answer timeout
-
-# What PostgreSQL says of a fact that it will never take. What else it says is no fault of a fact's: tried again.
-REFUSED: tuple[type[Exception], ...] = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.ProgramLimitExceededError,
-)
 
 FactsOf = Callable[[bytes], Fact | ForeignEvent | None]
 """How a provider's adapter reads an event's body; raises ValueError for what is none."""
@@ -97,49 +90,16 @@ def decode(entries: Sequence[Entry], facts_of: FactsOf) -> Batch:
 
 async def apply(connection: Connection, batch: Batch, now_ms: int) -> tuple[Applied, list[DamagedEvent]]:
     """Applies a batch in one transaction; answers what changed and what was set aside."""
-    facts = [told.fact for told in batch.facts]
-    try:
-        async with connection.transaction():
-            applied = await life.apply_facts(connection, facts, now_ms)
-            if batch.damaged:
-                await damaged_events.store(connection, batch.damaged)
-        return applied, batch.damaged
-    except Exception as fault:
-        if not _is_a_facts_fault(fault):
-            raise
-        log.warning("a batch of payment events is applied piece by piece", facts=len(facts), reason=repr(fault))
-    damaged = list(batch.damaged)
     async with connection.transaction():
-        applied = await _apply_or_bisect(connection, batch.facts, now_ms, damaged)
-        await damaged_events.store(connection, damaged)
+        applied, unfit = await apply_carefully(connection, [told.fact for told in batch.facts], now_ms)
+        refused = [(batch.facts[place], error) for place, error in unfit]
+        damaged = [
+            *batch.damaged,
+            *(DamagedEvent(*told.entry, told.place, told.body, error) for told, error in refused),
+        ]
+        if damaged:
+            await damaged_events.store(connection, damaged)
     return applied, damaged
-
-
-async def _apply_or_bisect(
-    connection: Connection, told: Sequence[Told], now_ms: int, damaged: list[DamagedEvent]
-) -> Applied:
-    """Applies the facts that PostgreSQL takes, appends the others' events to `damaged`. Slow; only for such batches."""
-    if not told:
-        return Applied()
-    try:
-        async with connection.transaction():  # a savepoint
-            return await life.apply_facts(connection, [each.fact for each in told], now_ms)
-    except Exception as fault:
-        if not _is_a_facts_fault(fault):
-            raise
-        if len(told) == 1:
-            error = f"{type(fault).__name__}: {fault}"
-            damaged.append(DamagedEvent(*told[0].entry, told[0].place, told[0].body, error))
-            return Applied()
-    middle = len(told) // 2
-    first = await _apply_or_bisect(connection, told[:middle], now_ms, damaged)
-    second = await _apply_or_bisect(connection, told[middle:], now_ms, damaged)
-    return Applied(*(getattr(first, name) + getattr(second, name) for name in Applied.__slots__))
-
-
-def _is_a_facts_fault(fault: Exception) -> bool:
-    """Whether the same fact would fail again; a server that was lost comes back."""
-    return isinstance(fault, REFUSED) or not isinstance(fault, LOST)
 
 
 class PaymentEvents(Duty):

@@ -56,7 +56,7 @@ DISPUTE_RANK: Mapping[DisputeState, int] = {DisputeState.OPEN: 0, DisputeState.W
 class PaymentFact(NamedTuple):
     """An intent at some moment; amounts in minor units of the order's currency. `authorised` is all that was ever
     authorised (for a wallet what was captured), `attempt` names the charge that a decline is about, `source` the
-    provider's event, or `poll` or `call`."""
+    provider's event, or `poll` or `call`. `currency`: None where the source does not say."""
 
     order_id: str
     provider_id: str
@@ -68,6 +68,7 @@ class PaymentFact(NamedTuple):
     failure: str | None
     attempt: str | None
     source: str
+    currency: str | None = None
 
 
 class RefundFact(NamedTuple):

@@ -70,6 +70,7 @@ def test_a_card_is_authorised_then_captured_in_part() -> None:
         None,
         None,
         "evt_1",
+        "SGD",
     )
     taken = told("payment_intent.succeeded", intent(status="succeeded", amount_received=3000))
     assert (taken.state, taken.authorised, taken.captured, taken.method) == (IntentState.CAPTURED, 5000, 3000, None)

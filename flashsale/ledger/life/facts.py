@@ -8,7 +8,7 @@ done for the whole batch at once; everything else is done order by order (`_atte
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,14 @@ def _newest(facts: Iterable[PaymentFact]) -> dict[tuple[str, str], PaymentFact]:
     return newest
 
 
+def _is_ours(fact: PaymentFact, ours: Mapping[str, tuple[str | None, str]]) -> bool:
+    """Whether a fact is of the intent that the order is paid with: of that id, once one is known, and currency."""
+    if fact.order_id not in ours:
+        return False
+    provider_id, currency = ours[fact.order_id]
+    return provider_id in (None, fact.provider_id) and fact.currency in (None, currency)
+
+
 def _weight(fact: PaymentFact) -> tuple[int, bool]:
     return RANK[fact.state], fact.state is IntentState.FAILED
 
@@ -111,14 +119,12 @@ async def _apply_intents(connection: Connection, facts: Sequence[PaymentFact], n
     newest = _newest(facts)
     rows = list(newest.values())
     known = await connection.fetch(
-        "SELECT order_id, provider_id FROM payment WHERE order_id = ANY ($1::text[])",
+        "SELECT order_id, provider_id, currency FROM payment WHERE order_id = ANY ($1::text[])",
         list({fact.order_id for fact in rows}),
     )
-    ours = {row[0]: row[1] for row in known}
-    rows = [fact for fact in rows if fact.order_id in ours and ours[fact.order_id] in (None, fact.provider_id)]
-    applied.foreign += sum(
-        fact.order_id not in ours or ours[fact.order_id] not in (None, fact.provider_id) for fact in facts
-    )
+    ours = {row[0]: (row[1], row[2]) for row in known}
+    rows = [fact for fact in rows if _is_ours(fact, ours)]
+    applied.foreign += sum(not _is_ours(fact, ours) for fact in facts)
     columns: list[list[Any]] = [[] for _ in range(10)]
     for fact in rows:
         values = (
@@ -163,7 +169,7 @@ async def _note_answers(connection: Connection, facts: Sequence[PaymentFact], ch
             "UPDATE payment AS p SET heard_ms = $2,"
             " todo = CASE WHEN p.rank < 2 AND o.status = ANY ($5::text[]) THEN 'close' ELSE p.todo END,"
             " due_ms = CASE WHEN p.rank = 3 THEN NULL"
-            "  WHEN p.rank = 2 AND p.todo IS NULL THEN p.capture_before_ms - $6"
+            "  WHEN p.rank = 2 AND p.todo IS NULL THEN greatest(p.capture_before_ms - $6, $2 + $3::int8)"
             "  ELSE $2 + least($3::int8 * (1 << least(p.tries, 10)), $4) END"
             " FROM orders AS o WHERE o.id = p.order_id AND p.order_id = ANY ($1::text[])",
             asked, now_ms, ASK_AGAIN_MS, ASK_AGAIN_MAX_MS, [status.value for status in OVER], CAPTURE_EARLY_MS,

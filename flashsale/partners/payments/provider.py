@@ -57,6 +57,14 @@ class Opened(NamedTuple):
     pay_url: str
 
 
+class ForeignRefund(NamedTuple):
+    """A refund that the engine did not ask for: made by hand at the provider. `intent_id` says of which payment."""
+
+    provider_id: str
+    intent_id: str
+    failed: bool
+
+
 class PaymentProvider(Protocol):
     """One account with a provider. Every method raises ProviderAway or ProviderRefused."""
 
@@ -93,12 +101,16 @@ class PaymentProvider(Protocol):
         when it was asked for first."""
         ...
 
+    async def look_refund(self, refund_id: str, provider_id: str) -> RefundFact | None:
+        """What became of a refund of that intent; None: the provider has none of that id of ours."""
+        ...
+
     def list_intents(self, since_ms: int) -> AsyncIterator[PaymentFact]:
         """Every intent of ours that was made since then: for reconciliation."""
         ...
 
-    def list_refunds(self, since_ms: int) -> AsyncIterator[RefundFact]:
-        """Every refund of ours that was made since then."""
+    def list_refunds(self, since_ms: int) -> AsyncIterator[RefundFact | ForeignRefund]:
+        """Every refund that was made since then."""
         ...
 
     async def aclose(self) -> None:

@@ -22,6 +22,7 @@ from stripe import AIOHTTPClient
 
 from flashsale.partners.payments.provider import (
     ForeignEvent,
+    ForeignRefund,
     Opened,
     Payable,
     ProviderAway,
@@ -242,6 +243,9 @@ class StripeProvider:
             return found
         return _refund(made, refund_id)
 
+    async def look_refund(self, refund_id: str, provider_id: str) -> RefundFact | None:
+        return await self._refund_of(refund_id, provider_id)
+
     async def _refund_of(self, refund_id: str, provider_id: str) -> RefundFact | None:
         params: dict[str, Any] = {"payment_intent": provider_id, "limit": PAGE}
         while True:
@@ -270,14 +274,17 @@ class StripeProvider:
                 return
             params["starting_after"] = page.data[-1].id
 
-    async def list_refunds(self, since_ms: int) -> AsyncIterator[RefundFact]:
+    async def list_refunds(self, since_ms: int) -> AsyncIterator[RefundFact | ForeignRefund]:
         params: dict[str, Any] = {"limit": PAGE, "created": {"gte": since_ms // 1000}}
         while True:
             page = await list_of(self._v1.refunds.list_async(params))  # type: ignore[arg-type]
             for found in page.data:
                 fact = _fact(found, "poll")
+                intent_id = _intent_id(found)
                 if isinstance(fact, RefundFact):
                     yield fact
+                elif intent_id is not None:
+                    yield ForeignRefund(found.id, intent_id, found.status in ("failed", "canceled"))
             if not page.has_more or not page.data:
                 return
             params["starting_after"] = page.data[-1].id
@@ -302,8 +309,9 @@ def _opened(session: StripeObject) -> Opened:
     return Opened(session.id, _intent_id(session), session.url or "")
 
 
-def _intent_id(session: StripeObject) -> str | None:
-    intent = session.payment_intent
+def _intent_id(found: StripeObject) -> str | None:
+    """The intent of a session or a refund."""
+    intent = found.payment_intent
     return intent.id if isinstance(intent, StripeObject) else intent
 
 

@@ -189,6 +189,7 @@ def intent_fact(intent: StripeObject, source: str) -> PaymentFact | ForeignEvent
         failure,
         attempt,
         source,
+        currency,
     )
 
 
@@ -204,11 +205,13 @@ def session_fact(session: StripeObject, source: str) -> PaymentFact | ForeignEve
             return told
     intent_id = intent.id if isinstance(intent, StripeObject) else intent
     authorised = captured = 0
+    currency = None
     state = IntentState.OPEN
     match session.status:
         case "complete" if session.payment_status == "paid":
             state = IntentState.CAPTURED
-            authorised = captured = _minor("amount_total", session.amount_total, _currency(session))
+            currency = _currency(session)
+            authorised = captured = _minor("amount_total", session.amount_total, currency)
         case "complete":
             # Authorised, or a wallet that takes its time: the intent's own events say which.
             state = IntentState.PROCESSING
@@ -219,7 +222,7 @@ def session_fact(session: StripeObject, source: str) -> PaymentFact | ForeignEve
         case other:
             raise ValueError(f"`status` of a session is {other!r}")
     return PaymentFact(
-        order_id, _id(intent_id or session.id), state, None, authorised, captured, None, None, None, source
+        order_id, _id(intent_id or session.id), state, None, authorised, captured, None, None, None, source, currency
     )
 
 
