@@ -22,7 +22,7 @@ USED_ID_BYTES = 12
 """The end of an order id that is its field in the holds' hash."""
 
 ORDERS_MAX = 200
-"""Orders of one release: about 50 kB of journal and a millisecond of Valkey at most."""
+"""Orders of one release: 8 µs of Valkey and 90 bytes of journal each with one line, 30 µs and 220 bytes with twenty."""
 
 _RELEASE = Script("release")
 _RESERVE_AGAIN = Script("reserve_again")
