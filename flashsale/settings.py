@@ -41,6 +41,7 @@ _UNITS = {
     "valkey_connections": "connections",
     "log_level": "level",
     "payments_url": "URL",
+    "shop_url": "URL",
     "payments_api_key": "key",
     "payments_webhook_secret": "secret",
     "payments_concurrency": "calls",
@@ -126,6 +127,9 @@ class Settings(BaseSettings):
     payments_webhook_secret: SecretStr | None = Field(
         None, description="with it the provider signs what it sends to /v1/webhooks/payments"
     )
+    shop_url: str | None = Field(
+        None, description="where shoppers go after they paid, if they name no place; unset: host and port"
+    )
     payments_timeout_s: float = Field(10, gt=0, le=80, description="the longest that one call to the provider may take")
     payments_concurrency: int = Field(16, ge=1, le=200, description="calls to the provider under way at once")
     payments_silent_s: float = Field(60, gt=0, description="an intent that nothing was heard of for this long is asked")
@@ -166,6 +170,7 @@ class Settings(BaseSettings):
         "database_url",
         "secret",
         "payments_url",
+        "shop_url",
         "payments_api_key",
         "payments_webhook_secret",
         mode="before",

@@ -1,6 +1,6 @@
-"""`flashsale worker`: the ledger writer, and the guard that lets a verified Valkey take orders.
+"""`flashsale worker`: everything behind the answers: ledger writer, guard, payments, expiry, refunds, webhooks out.
 
-Any number of workers may run: one writes, the others stand by.
+Any number of workers may run: one has a duty, the others stand by.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def worker(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print {name, partition} first.")] = False,
 ) -> None:
-    """Bring the journal into the ledger until SIGTERM. Needs a secret, Valkey and PostgreSQL."""
+    """Bring the journal into the ledger and do what follows (payments, expiry, webhooks) until SIGTERM. Needs a secret,
+    Valkey and PostgreSQL."""
     import uvloop
 
     from flashsale import logs, runfile, settings
@@ -42,29 +43,14 @@ def worker(
 
 
 async def main(settings: Settings, rebuild: bool) -> None:
-    """Guard and writer side by side until SIGINT or SIGTERM; a failure of one ends the process."""
+    """Every duty of a worker until SIGINT or SIGTERM; a failure of one ends the process."""
     import asyncio
     import signal
 
-    from flashsale import runfile
-    from flashsale.pipeline.ledger_writer import LedgerWriter
-    from flashsale.recovery import Guard
+    from flashsale import duties, runfile
 
     redis_url, database_url = runfile.addresses(settings)
-    guard = Guard(
-        redis_url,
-        database_url,
-        durability=settings.durability,
-        backlog_max_bytes=settings.backlog_max_bytes,
-        automatic=rebuild,
-    )
-    writer = LedgerWriter(redis_url, database_url, rows=settings.writer_rows)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(guard.run())
-        tasks.create_task(writer.run())
-        await stop.wait()
-        guard.stop()
-        writer.stop()
+    await duties.work(settings, redis_url, database_url, rebuild, stop)

@@ -29,6 +29,7 @@ from flashsale.front.replay import Replays
 from flashsale.front.verdicts import Answers
 from flashsale.front.webhook_route import WebhookRoute
 from flashsale.ledger.pool import Ledger
+from flashsale.partners.payments.account import open_account
 from flashsale.partners.payments.signature import WebhookVerifier
 from flashsale.reservation import server
 from flashsale.reservation.batcher import Batcher, Limits
@@ -73,6 +74,7 @@ async def _serve(settings: Settings) -> None:
         catalogues=Catalogues(valkey),
         verifier=verifier,
         ready_reasons=lambda: reasons + batcher.reasons(),
+        payments=(provider := open_account(settings)),
     )
     lending = Lending(make_app(context))
     await lending.start()
@@ -129,6 +131,8 @@ async def _serve(settings: Settings) -> None:
     await ledger.close()
     await valkey.aclose()
     await own_valkey.aclose()
+    if provider is not None:
+        await provider.aclose()
     if not stop.is_set():
         raise RuntimeError("a front's clockwork has ended")
     log.info("front has drained")

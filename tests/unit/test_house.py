@@ -29,6 +29,7 @@ WIRING = {
     "audit",
     "cli",
     "commands",
+    "duties",
     "embedded",
     "merchandising",
     "payments_sandbox",
