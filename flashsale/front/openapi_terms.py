@@ -111,6 +111,8 @@ def step(
     body_required: bool = True,
 ) -> Schema:
     """A route that is posted to, with a bearer token. `created`: what its 201 means; "": it answers 200."""
+    if IDEMPOTENCY_KEY in parameters:
+        refusals = (*refusals, "idempotency-key-missing")  # a header without a key in it
     answers: Schema = {
         "description": created or "OK",
         "content": {each: {"schema": ref(schema)} for each in (JSON, MESSAGEPACK[0])},
