@@ -23,6 +23,7 @@ COMMANDS = {
     "token": "flashsale.commands.token",
     "audit": "flashsale.commands.audit",
     "recover": "flashsale.commands.recover",
+    "payments": "flashsale.commands.payments",
     "webhooks": "flashsale.commands.webhooks",
     "config": "flashsale.commands.config",
     "sandbox": "flashsale.commands.sandbox",

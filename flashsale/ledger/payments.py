@@ -72,6 +72,34 @@ async def find(connection: Connection, order_id: str) -> PaymentRow | None:
     return None if row is None else PaymentRow(*row)
 
 
+async def of_orders(connection: Connection, order_ids: Sequence[str]) -> dict[str, PaymentRow]:
+    """The payments of these orders, by order id."""
+    rows = await connection.fetch(
+        f"SELECT {COLUMNS} FROM payment WHERE order_id = ANY ($1::text[])",  # noqa: S608
+        list(order_ids),
+    )
+    return {row[0]: PaymentRow(*row) for row in rows}
+
+
+async def of_intents(connection: Connection, provider_ids: Sequence[str]) -> dict[str, str]:
+    """The orders that are paid with these intents, by the intent's id."""
+    rows = await connection.fetch(
+        "SELECT provider_id, order_id FROM payment WHERE provider_id = ANY ($1::text[])", list(provider_ids)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def made_since(connection: Connection, since_ms: int, after: str, limit: int) -> list[PaymentRow]:
+    """Payments that were begun since then, of orders behind `after`, by order id."""
+    rows = await connection.fetch(
+        f"SELECT {COLUMNS} FROM payment WHERE created_ms >= $1 AND order_id > $2 ORDER BY order_id LIMIT $3",  # noqa: S608
+        since_ms,
+        after,
+        limit,
+    )
+    return [PaymentRow(*row) for row in rows]
+
+
 async def lock(connection: Connection, order_id: str) -> PaymentRow | None:
     """The order's payment; nobody else changes it until this transaction ends. Call it before the order is locked."""
     row = await connection.fetchrow(

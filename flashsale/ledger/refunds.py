@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgqueuer.queries import Queries
@@ -53,6 +54,26 @@ async def get(connection: Connection, refund_id: str) -> RefundRow | None:
     """The refund of that id."""
     row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM refund WHERE id = $1", refund_id)  # noqa: S608
     return None if row is None else RefundRow(*row)
+
+
+async def of_ids(connection: Connection, refund_ids: Sequence[str]) -> dict[str, RefundRow]:
+    """The refunds of these ids, by id."""
+    rows = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM refund WHERE id = ANY ($1::text[])",  # noqa: S608
+        list(refund_ids),
+    )
+    return {row[0]: RefundRow(*row) for row in rows}
+
+
+async def made_since(connection: Connection, since_ms: int, after: str, limit: int) -> list[RefundRow]:
+    """Refunds that were made since then, of ids behind `after`, by id."""
+    rows = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM refund WHERE created_ms >= $1 AND id > $2 ORDER BY id LIMIT $3",  # noqa: S608
+        since_ms,
+        after,
+        limit,
+    )
+    return [RefundRow(*row) for row in rows]
 
 
 async def of_order(connection: Connection, order_id: str) -> list[RefundRow]:
