@@ -12,6 +12,9 @@ PROBLEM_JSON = "application/problem+json"
 AUTHENTICATE = 'Bearer realm="flashsale"'  # what WWW-Authenticate says beside every 401
 
 
+RFC_MEMBERS = frozenset({"type", "title", "status", "detail"})
+
+
 class Problem(NamedTuple):
     """One kind of problem. `retry_after_s` is the default `Retry-After` in whole seconds; 0: the header is not sent."""
 
@@ -69,7 +72,7 @@ PROBLEMS: dict[str, Problem] = {
     "not-payable": Problem(
         409,
         "The order can't be paid any more",
-        "`status` says what became of it. If units are left, order again with a new Idempotency-Key.",
+        "`order_status` says what became of it. If units are left, order again with a new Idempotency-Key.",
     ),
     "already-paid": Problem(
         409, "The order is paid", "Nothing more is to be paid; GET /v1/orders/{id} shows the order."
@@ -82,7 +85,7 @@ PROBLEMS: dict[str, Problem] = {
     "not-cancellable": Problem(
         409,
         "The order can't be cancelled",
-        "`status` says why. What was shipped is returned instead: POST /v1/orders/{id}/returns.",
+        "`order_status` says why. What was shipped is returned instead: POST /v1/orders/{id}/returns.",
     ),
     "not-returnable": Problem(
         409,
@@ -149,6 +152,8 @@ class Refused(Exception):
 
     def __init__(self, name: str, detail: str = "", **members: Any) -> None:
         super().__init__(name, detail)
+        if taken := members.keys() & RFC_MEMBERS:
+            raise ValueError(f"{sorted(taken)} are the problem's own members (RFC 9457)")
         self.name = name
         self.detail = detail
         self.members = members

@@ -12,7 +12,7 @@ from flashsale.ledger.payments import PaymentRow
 from flashsale.ledger.refunds import RefundRow
 from flashsale.ledger.returns import ReturnRow
 from flashsale.sale.catalogue import Sale
-from flashsale.sale.lifecycle import Payment, Status, shown_status
+from flashsale.sale.lifecycle import Payment, Status
 from flashsale.sale.next_step import Do, Situation, next_step
 from flashsale.sale.payment import IntentState, RefundState
 from flashsale.sale.payment_methods import offered
@@ -30,7 +30,7 @@ def shown(order: OrderRow, sale: Sale) -> dict[str, Any]:
     return {
         "id": order.id,
         "sale": sale.id,
-        "status": shown_status(Status(order.status), Payment(order.payment)),
+        "status": order.status,
         "market": order.market,
         "channel": order.channel,
         "lines": [_line(order, place, sale) for place in range(len(order.skus))],
@@ -145,7 +145,7 @@ def history(order: OrderRow, changes: Sequence[HistoryRow], sale: Sale) -> list[
 def _entry(row: HistoryRow, sale: Sale) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "number": row.number,
-        "status": shown_status(Status(row.status), Payment(row.payment)),
+        "status": row.status,
         "at": rfc3339(row.at_ms),
         "event": row.event,
     }

@@ -13,21 +13,11 @@ the entry's time, the hold and the sale's extension. Whether a movement was appl
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from flashsale.sale.lifecycle import Status
+from flashsale.sale.lifecycle import LETTERS, Status
 
-HELD = "h"
-LETTERS: Mapping[Status, str] = {
-    Status.RESERVED: HELD,
-    Status.EXPIRED: "e",
-    Status.PAID: "p",
-    Status.SHIPPED: "s",
-    Status.DELIVERED: "d",
-    Status.UNDELIVERABLE: "u",
-    Status.CANCELLED: "c",
-}
+HELD = LETTERS[Status.RESERVED]
 NUMBER_MAX = 2**24 - 1
 """Three bytes: no order changes that often."""
 

@@ -1,4 +1,4 @@
-"""What may become of an order and of its payment: each as one table, and the one place that says what a shopper reads.
+"""What may become of an order and of its payment: each as one table.
 
 The ledger turns these tables into guarded updates (`WHERE status = ANY(sources(new))`); nothing here touches one.
 """
@@ -96,11 +96,3 @@ def sources(new: _State, changes: Mapping[_State, frozenset[_State]]) -> tuple[_
 def may_become(old: _State, new: _State, changes: Mapping[_State, frozenset[_State]]) -> bool:
     """Whether a change is in the table. Staying as it is, is no change."""
     return new in changes[old]
-
-
-def shown_status(status: Status, payment: Payment = Payment.NONE) -> str:
-    """What a shopper reads: the order's status, or `refunded` once all the money went back.
-
-    A deadline that has passed doesn't show by itself: the order is `reserved`, and can be paid, until it is expired.
-    """
-    return "refunded" if payment is Payment.REFUNDED else status.value

@@ -16,7 +16,6 @@ from flashsale.sale.lifecycle import (
     Status,
     Units,
     may_become,
-    shown_status,
     sources,
 )
 
@@ -70,10 +69,3 @@ def test_money_goes_back_only_after_it_was_taken_or_authorised() -> None:
 def test_every_status_says_where_the_units_are() -> None:
     assert set(UNITS) == set(Status)
     assert [status for status in Status if UNITS[status] is Units.HELD] == [Status.RESERVED]
-
-
-def test_a_shopper_reads_the_status_until_all_the_money_is_back() -> None:
-    for status, payment in product(Status, Payment):
-        expected = "refunded" if payment is Payment.REFUNDED else status.value
-        assert shown_status(status, payment) == expected
-    assert shown_status(Status.RESERVED) == "reserved"

@@ -34,7 +34,7 @@ async def request_return(
     if key is not None and (before := await returns.by_key(connection, order_id, key)) is not None:
         return before
     if change.status not in RETURNABLE or payment is None:
-        raise Refused("not-returnable", f"The order is {order.status}.", status=order.status)
+        raise Refused("not-returnable", f"The order is {order.status}.", order_status=order.status)
     moved_ms = await connection.fetchval(
         "SELECT max(at_ms) FROM history WHERE order_id = $1"
         " AND event IN ('order.shipped', 'order.delivered', 'order.undeliverable')",
@@ -78,7 +78,7 @@ async def decide_return(connection: Connection, return_id: str, accept: bool, no
     if row.status == status or (accept and row.status == "received"):
         return row
     if row.status != "requested":
-        raise Refused("not-returnable", f"The return is {row.status}.", status=row.status)
+        raise Refused("not-returnable", f"The return is {row.status}.", return_status=row.status)
     await change.record(f"return.{status}", {"return": return_id})
     return await returns.set_status(connection, return_id, status, now_ms)
 
@@ -99,7 +99,7 @@ async def receive_return(
     if row.status == "received":
         return row
     if row.status != "accepted":
-        raise Refused("not-returnable", f"The return is {row.status}.", status=row.status)
+        raise Refused("not-returnable", f"The return is {row.status}.", return_status=row.status)
     order = change.order
     asked = [0] * len(order.skus)
     for sku, units in zip(row.skus, row.quantities, strict=True):

@@ -31,9 +31,9 @@ async def begin_payment(
     change = await Change.begin(connection, order_id, now_ms)
     payment = change.payment
     if change.status not in OVER and payment is not None and payment.rank >= AUTHORISED and payment.authorised:
-        raise Refused("already-paid", status=change.order.status)
+        raise Refused("already-paid", order_status=change.order.status)
     if change.status is not Status.RESERVED:
-        raise Refused("not-payable", f"The order is {change.order.status}.", status=change.order.status)
+        raise Refused("not-payable", f"The order is {change.order.status}.", order_status=change.order.status)
     owed = amount_due(change.order, payment)
     if payment is None or (payment.state == IntentState.CLOSED and not payment.authorised):
         await payments.insert(
@@ -48,7 +48,7 @@ async def begin_payment(
             ask_ms=now_ms + silent_ms,
         )
     elif payment.todo == "close":
-        raise Refused("not-payable", "The hold has run out.", status=change.order.status)
+        raise Refused("not-payable", "The hold has run out.", order_status=change.order.status)
     else:
         await payments.choose(connection, order_id, method, return_url)
     found = await payments.find(connection, order_id)
@@ -76,7 +76,7 @@ async def extend(connection: Connection, order_id: str, extension_ms: int, now_m
         )
         await change.mirror()
         return change.order
-    raise Refused("not-extendable", why, status=order.status)
+    raise Refused("not-extendable", why, order_status=order.status)
 
 
 async def cancel(
@@ -97,7 +97,7 @@ async def cancel(
     if change.status is Status.CANCELLED and lines is None:
         return change.order
     if change.status not in (Status.RESERVED, Status.PAID):
-        raise Refused("not-cancellable", f"The order is {change.order.status}.", status=change.order.status)
+        raise Refused("not-cancellable", f"The order is {change.order.status}.", order_status=change.order.status)
     left = change.left()
     wanted = left if lines is None else units_by_line(change.order, lines, left, "not-cancellable")
     gone = [(sku, units) for sku, units in zip(change.order.skus, wanted, strict=True) if units]
@@ -135,7 +135,7 @@ async def ship(
     if await _taken_before(change, ("order.shipped",), key):
         return change.order
     if change.status is not Status.PAID:
-        raise Refused("not-shippable", f"The order is {change.order.status}.", status=change.order.status)
+        raise Refused("not-shippable", f"The order is {change.order.status}.", order_status=change.order.status)
     left = change.left()
     shipped = left if lines is None else units_by_line(change.order, lines, left, "not-shippable")
     rest = [a - b for a, b in zip(left, shipped, strict=True)]
@@ -156,7 +156,7 @@ async def deliver(connection: Connection, order_id: str, delivered: bool, now_ms
     if change.status is status:
         return change.order
     if change.status is not Status.SHIPPED:
-        raise Refused("not-shippable", f"The order is {change.order.status}.", status=change.order.status)
+        raise Refused("not-shippable", f"The order is {change.order.status}.", order_status=change.order.status)
     if delivered:
         await change.record("order.delivered", None, status)
     else:
@@ -217,5 +217,5 @@ def units_by_line(order: OrderRow, lines: Lines, left: Sequence[int], problem: s
     if not any(wanted):
         raise Refused("invalid-request", fields={"lines": "names no unit"})
     if any(units > rest for units, rest in zip(wanted, left, strict=True)):
-        raise Refused(problem, "The order has fewer units left of a line.", status=order.status)
+        raise Refused(problem, "The order has fewer units left of a line.", order_status=order.status)
     return wanted
