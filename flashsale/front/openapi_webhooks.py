@@ -1,4 +1,4 @@
-"""Webhooks out in the OpenAPI document: the endpoints' routes, and every event as it is sent."""
+"""Webhooks in the OpenAPI document: those out, with their routes and every event as it is sent, and the one in."""
 
 from flashsale.front.answers import JSON
 from flashsale.front.openapi_terms import (
@@ -123,7 +123,34 @@ _REPLAY = step(
 )
 _REPLAY["post"]["responses"]["202"] = _REPLAY["post"]["responses"].pop("200")
 
+_RECEIVE: Schema = {
+    "post": {
+        "summary": "Tell what became of a payment: for the payment provider.",
+        "security": [],
+        "description": "200 as soon as the event is kept; what it says is applied afterwards. Anything else: send it "
+        "again. A repetition, and an event that is unknown or of somebody else, is 200 and changes nothing.",
+        "parameters": [
+            {
+                "name": "Stripe-Signature",
+                "in": "header",
+                "required": True,
+                "description": "t=<UNIX time>,v1=<hex HMAC-SHA256 of time, a dot and body>; v1 may be repeated.",
+                "schema": TEXT,
+            }
+        ],
+        "requestBody": {"required": True, "content": {JSON: {"schema": {"type": "object"}}}},
+        "responses": {
+            "200": {
+                "description": "The event is kept.",
+                "content": {JSON: {"schema": obj({"received": {"const": True}})}},
+            },
+            **problems("malformed", "webhook-signature", "too-large", "unsupported-media-type", "overloaded"),
+        },
+    }
+}
+
 PATHS: dict[str, Schema] = {
+    "/v1/webhooks/payments": _RECEIVE,
     "/v1/webhooks/endpoints": {**_ADD, **_LIST},
     "/v1/webhooks/endpoints/{id}": {**_ONE, **_DISABLE},
     "/v1/webhooks/endpoints/{id}/deliveries": page(

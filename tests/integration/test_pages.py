@@ -17,7 +17,7 @@ from flashsale.ledger.pool import Ledger
 from flashsale.reservation import commands, keys, server
 from tests.integration.house import BOTH, OFFER, SALE, SG_ONLY, House, events, problem_of
 
-HOT_ROUTES = {("POST", "/v1/orders")}  # answered by the hot path itself
+HOT_ROUTES = {("POST", "/v1/orders"), ("POST", "/v1/webhooks/payments")}  # answered by the hot path itself
 
 
 # --- sales and offers ---
