@@ -187,6 +187,13 @@ class Settings(BaseSettings):
             raise ValueError("control characters and line breaks have no place in the secret")
         return value
 
+    @field_validator("payments_webhook_secret")
+    @classmethod
+    def _not_blank(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().strip():
+            raise ValueError("blanks are no secret: anybody could sign with them")
+        return value
+
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
