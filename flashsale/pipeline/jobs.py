@@ -37,11 +37,15 @@ AGAIN_S = (1.0, 300.0)  # first and longest pause before a job that failed comes
 class Jobs:
     """Handles jobs by their names. Any number of workers may; a job is one worker's at a time."""
 
-    def __init__(self, database_url: str, handlers: Mapping[str, Handler], *, concurrency: int = 16) -> None:
+    def __init__(
+        self, database_url: str, handlers: Mapping[str, Handler], *, concurrency: int = 16, poll_s: float = POLL_S
+    ) -> None:
         """`handlers` by job name; `concurrency`: jobs of theirs under way at once. Jobs that may be slow for long do
-        not keep others waiting in a `Jobs` of their own."""
+        not keep others waiting in a `Jobs` of their own; those that are often put off for a moment want a short
+        `poll_s`, for the queue tells nobody when a job is due again."""
         self._database_url = database_url
         self._handlers = dict(handlers)
+        self._poll_s = poll_s
         self._batch = max(1, concurrency // 2)
         self._stopping = asyncio.Event()
         self._manager: QueueManager | None = None
@@ -81,7 +85,7 @@ class Jobs:
         try:
             if not self._stopping.is_set():
                 await manager.run(
-                    dequeue_timeout=timedelta(seconds=POLL_S),
+                    dequeue_timeout=timedelta(seconds=self._poll_s),
                     batch_size=self._batch,
                     max_concurrent_tasks=2 * self._batch,
                     heartbeat_timeout=timedelta(seconds=HEARTBEAT_S),

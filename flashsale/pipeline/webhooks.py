@@ -25,6 +25,7 @@ from flashsale.ledger.pool import CONNECTION_LOST, Connection, Ledger
 from flashsale.ledger.webhooks import Due
 from flashsale.partners.outbound import Answer, Forbidden, Outbound, Unanswered, networks
 from flashsale.pipeline.duty import Duty
+from flashsale.pipeline.jobs import Jobs
 from flashsale.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -40,6 +41,7 @@ LINE_LONGEST_S = 60.0  # the longest that a delivery waits for a busy endpoint b
 AWAY_RETRY_S = 1.0  # after the ledger was lost
 DAY_MS = 86_400_000
 ERROR_MAX = 300  # characters in the delivery log
+CONCURRENCY = 64  # deliveries under way at once in one worker: sockets, most of them waiting
 USER_AGENT = "flashsale-webhooks/1"
 GONE = 410  # the endpoint wants nothing any more
 
@@ -214,6 +216,11 @@ class WebhookSender:
             next_ms=next_ms,
         )
         return next_ms
+
+
+def jobs_of(database_url: str, sender: WebhookSender) -> Jobs:
+    """The sender at the job queue, in `Jobs` of its own: strangers' endpoints may be slow, refunds may not."""
+    return Jobs(database_url, {webhooks.ENTRYPOINT: sender.handle}, concurrency=CONCURRENCY, poll_s=POLL_S)
 
 
 def sender_of(settings: Settings, ledger: Ledger) -> WebhookSender:

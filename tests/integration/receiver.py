@@ -7,20 +7,16 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import asyncpg
-from pgqueuer import QueueManager
-from pgqueuer.models import Job
-from pgqueuer.queries import Queries
 from standardwebhooks import Webhook
 
 from flashsale.ledger import webhook_endpoints, webhooks
 from flashsale.ledger.pool import Ledger
 from flashsale.partners.outbound import Outbound, networks
-from flashsale.pipeline.webhooks import WebhookFanout, WebhookSender, now_ms
+from flashsale.pipeline.webhooks import WebhookFanout, WebhookSender, jobs_of, now_ms
 
 LOOPBACK = networks(["127.0.0.0/8"])
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -72,7 +68,7 @@ class Receiver:
         self.connections += 1
         self.open += 1
         self.open_most = max(self.open_most, self.open)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             fields = dict(line.split(": ", 1) for line in head[1:] if line)
             headers = {name.lower(): value for name, value in fields.items()}
@@ -175,24 +171,12 @@ class Newsroom:
             circuit_failures=circuit_failures,
         )
         fanout = WebhookFanout(self.url, log_days=30)
-        connection = await asyncpg.connect(self.url)
-        queue = QueueManager(Queries.from_asyncpg_connection(connection))
-
-        @queue.entrypoint(webhooks.ENTRYPOINT)
-        async def _deliver(job: Job) -> None:
-            await sender.handle((job.payload or b"").decode())
-
-        running = asyncio.gather(
-            fanout.run(),
-            queue.run(
-                dequeue_timeout=timedelta(seconds=0.2), max_concurrent_tasks=64, heartbeat_timeout=timedelta(seconds=1)
-            ),
-        )
+        jobs = jobs_of(self.url, sender)
+        running = asyncio.gather(fanout.run(), jobs.run())
         try:
             yield sender
         finally:
             fanout.stop()
-            queue.shutdown.set()
+            jobs.stop()
             await asyncio.wait_for(running, 15)
             await ledger.close()
-            await connection.close()
