@@ -130,7 +130,7 @@ async def test_a_delivery_does_not_wait_for_an_open_circuit_longer_than_its_sche
             await house.connection.execute("UPDATE webhook_endpoint SET open_until_ms = $1", now_ms() + 600_000)
             await house.connection.execute("UPDATE webhook_delivery SET status = 'pending', queued_ms = 0, next_ms = 0")
             async with asyncio.timeout(10):  # the queue clears away the first job a little after its end
-                while not await webhooks.find_lost(house.connection, before_ms=1, limit=10):
+                while not await webhooks.find_lost(house.connection, before_ms=1, limit=10):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             [line] = await house.settled(1)
         assert (line.status, line.error) == ("given_up", "the endpoint was not reachable")
