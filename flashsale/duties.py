@@ -9,7 +9,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Protocol
 
-from flashsale.ledger import refunds, webhooks
+from flashsale.ledger import refunds
 from flashsale.ledger.pool import Ledger
 from flashsale.partners.payments.account import open_account
 from flashsale.partners.payments.stripe import facts_of
@@ -21,7 +21,7 @@ from flashsale.pipeline.outbox import Outbox
 from flashsale.pipeline.payment_events import PaymentEvents
 from flashsale.pipeline.provider_calls import ProviderCalls
 from flashsale.pipeline.refund_jobs import RefundJobs
-from flashsale.pipeline.webhooks import WebhookFanout, sender_of
+from flashsale.pipeline.webhooks import WebhookFanout, jobs_of, sender_of
 from flashsale.recovery import Guard
 from flashsale.settings import Settings
 
@@ -69,7 +69,7 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
             refund_jobs = Jobs(database_url, {refunds.JOB: RefundJobs(ledger, provider).handle})
             parts += [calls, refund_jobs]
         # A queue of their own: an endpoint that hangs keeps no refund waiting.
-        parts.append(Jobs(database_url, {webhooks.ENTRYPOINT: sender_of(settings, ledger).handle}))
+        parts.append(jobs_of(database_url, sender_of(settings, ledger)))
         async with asyncio.TaskGroup() as tasks:
             for part in parts:
                 tasks.create_task(part.run())

@@ -6,7 +6,7 @@ of the store; it raises ApiError before it writes anything.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from flashsale.partners.payments.sandbox import shapes
 from flashsale.partners.payments.sandbox.errors import ApiError, bad_param, missing
@@ -140,7 +140,8 @@ def confirm(change: Change, intent_id: str, params: Params, base_url: str) -> An
     method = _method_of(params, change.now_s()) or _given_before(change, found)
     if method is None:
         raise _no_method()
-    return_url = params.url("return_url")
+    # An intent that was confirmed before knows where its shopper came from.
+    return_url = params.url("return_url") or _way_back(found)
     _allow(found, method[0], return_url, True)
     return _confirm(change, found, method, return_url, base_url)
 
@@ -307,6 +308,12 @@ def _method_of(params: Params, now_s: int) -> tuple[Object, tuple[str, str] | No
     if method_type not in shapes.WALLETS:
         raise bad_param("payment_method_data[type]", f"Invalid type: {method_type[:40]}; use a test payment method")
     return shapes.payment_method(method_type, now_s), None
+
+
+def _way_back(found: Object) -> str | None:
+    """The return_url of the redirect that waits, if there is one."""
+    action = found.get("next_action")
+    return None if action is None else cast("str | None", action[action["type"]].get("return_url"))
 
 
 def _allow(about: Object, method: Object, return_url: str | None, confirming: bool) -> None:
