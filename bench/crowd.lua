@@ -3,6 +3,7 @@
 --   kind    "orders", "pages" or "alternating"
 --   page    the bytes of the page's request
 --   head, middle, tails, tokens    an order is head .. next line of the file tokens .. middle .. number .. a tail in turn
+--   pause_ms    a connection's mean pause between an answer and its next request; without it none
 --   again   whether the tokens may be used from the first again (only where no order is decided: the nginx yardstick)
 local plan, lines, number = nil, nil, 0
 local due, first, last = {}, 1, 0
@@ -44,5 +45,8 @@ function init(arguments)
     end
   else
     request = plan.kind == 'pages' and page or order
+  end
+  if plan.pause_ms then -- unevenly, or all connections would go on in step
+    delay = function() return plan.pause_ms * (0.5 + math.random()) end
   end
 end
