@@ -142,7 +142,7 @@ PROBLEMS: dict[str, Problem] = {
         2,
     ),
     "outcome-unknown": Problem(
-        504, "It is not known whether the order was taken", "Send the same order with the same key again: that tells."
+        504, "It is not known whether it was done", "Send the same request with the same key again: that tells."
     ),
 }
 

@@ -26,7 +26,6 @@ from flashsale.partners.payments.provider import (
     ProviderAway,
     ProviderRefused,
 )
-from flashsale.sale.catalogue import Sale
 from flashsale.sale.payment import IntentState
 from flashsale.sale.payment_methods import METHODS, offered
 
@@ -38,13 +37,13 @@ async def pay(request: web.Request) -> web.Response:
     claims = who(request)
     asked = await read_body(request, PAYMENT)
     context = context_of(request)
-    order, sale = await order_of(request, claims)
+    order, _ = await order_of(request, claims)
     methods = offered(order.market)
     if asked.method not in methods:
         raise Refused("method-unavailable", id=order.id, methods=list(methods))
     order, payment, known = await _begin(context, order.id, asked)
     if not known:
-        payment = await _open(context, order, sale, payment, asked)
+        payment = await _open(context, order, payment, asked)
     location = f"/v1/orders/{order.id}/payment"
     return created(request, shown_payment(order, payment), location)
 
@@ -77,15 +76,16 @@ async def _begin(context: FrontContext, order_id: str, asked: PaymentRequest) ->
     return order, payment, known
 
 
-async def _open(
-    context: FrontContext, order: OrderRow, sale: Sale, payment: PaymentRow, asked: PaymentRequest
-) -> PaymentRow:
+async def _open(context: FrontContext, order: OrderRow, payment: PaymentRow, asked: PaymentRequest) -> PaymentRow:
     """Phases 2 and 3."""
     provider = context.payments
     if provider is None:
         raise Refused("provider-away", "Payments are not set up.", id=order.id)
     try:
-        opened = await provider.open(_payable(order, sale, payment), payment.created_ms)
+        payable = Payable.of_order(
+            order.id, order.market, payment.amount, payment.currency, payment.return_url, deadline_ms(order)
+        )
+        opened = await provider.open(payable, payment.created_ms)
         pay_url = await _pay_url(provider, opened, payment)
     except ProviderAway as away:
         log.warning("the payment provider is away", order=order.id, reason=str(away))
@@ -95,23 +95,12 @@ async def _open(
         detail = f"The payment provider does not take this payment: {refused.code}."
         raise Refused("method-unavailable", detail, id=order.id, methods=list(offered(order.market))) from None
     async with transaction(context) as connection:
+        now = await payments.find(connection, order.id)
+        if now is not None and now.pay_url is not None and now.method != payment.method:
+            return now  # another request has chosen another method meanwhile: that one stands
         await payments.opened(connection, order.id, payment.created_ms, opened.session_id, opened.provider_id, pay_url)
         found = await payments.find(connection, order.id)
     return found or payment
-
-
-def _payable(order: OrderRow, sale: Sale, payment: PaymentRow) -> Payable:
-    """The same each time, whatever happens meanwhile: the provider takes one key for one set of words."""
-    extension_ms = 0 if order.extended else sale.extension_ms
-    return Payable(
-        order_id=order.id,
-        amount=payment.amount,
-        currency=payment.currency,
-        methods=offered(order.market),
-        return_url=payment.return_url,
-        expires_ms=deadline_ms(order) + extension_ms,
-        description=f"{sale.name}: order {order.id}",
-    )
 
 
 async def _pay_url(provider: PaymentProvider, opened: Opened, payment: PaymentRow) -> str:

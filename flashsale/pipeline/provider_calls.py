@@ -23,7 +23,6 @@ from flashsale.partners.payments.provider import Opened, Payable, PaymentProvide
 from flashsale.pipeline.careful import apply_carefully
 from flashsale.pipeline.duty import Duty
 from flashsale.sale.payment import RANK, IntentState, PaymentFact
-from flashsale.sale.payment_methods import offered
 
 log = structlog.get_logger(__name__)
 
@@ -157,14 +156,13 @@ class ProviderCalls(Duty):
         it, so that it can be closed or looked at for certain."""
         if order is None:
             raise ProviderAway("the order is not in the ledger yet")
-        payable = Payable(
-            order_id=payment.order_id,
-            amount=payment.amount,
-            currency=payment.currency,
-            methods=offered(order.market),
-            return_url=payment.return_url,
-            expires_ms=order.journal_ms + order.hold_ms,
-            description=f"Order {payment.order_id}",
+        payable = Payable.of_order(
+            payment.order_id,
+            order.market,
+            payment.amount,
+            payment.currency,
+            payment.return_url,
+            order.journal_ms + order.hold_ms,
         )
         return await self._provider.open(payable, payment.created_ms)
 

@@ -140,6 +140,18 @@ class House:
                 return problem_of(answer, body)
             return orjson.loads(body)
 
+    async def post(self, path: str, body: object = None, status: int = 200, **headers: str) -> Any:
+        data = b"" if body is None else orjson.dumps(body)
+        sent = {"Content-Type": "application/json", **headers}
+        async with self.session.post(path, data=data, headers=sent) as answer:
+            read = await answer.read()
+            assert answer.status == status, (path, answer.status, read)
+            if status >= 400:
+                return problem_of(answer, read)
+            if status == 201:
+                assert answer.headers["Location"].startswith("/v1/")
+            return orjson.loads(read)
+
 
 def problem_of(answer: aiohttp.ClientResponse, body: bytes) -> Any:
     """The problem, checked against the table: name, status, headers."""
@@ -172,7 +184,7 @@ async def events(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]
 
 
 @asynccontextmanager
-async def open_house(redis_url: str, ledger_url: str) -> AsyncIterator[House]:
+async def open_house(redis_url: str, ledger_url: str, kind: type[House] = House) -> AsyncIterator[House]:
     """A house over an empty Valkey and a migrated ledger."""
     valkey = server.connect(redis_url)
     connection = await asyncpg.connect(ledger_url)
@@ -180,7 +192,7 @@ async def open_house(redis_url: str, ledger_url: str) -> AsyncIterator[House]:
     epoch = await partitions.raise_epoch(connection, 0)
     run_id = await server.run_id(valkey)
     await valkey.hset(keys.partition(0), mapping={"epoch": epoch, "run_id": run_id})
-    house = House(valkey, ledger_url, connection)
+    house = kind(valkey, ledger_url, connection)
     runner = web.AppRunner(house.app, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

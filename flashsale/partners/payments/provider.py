@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Final, Literal, NamedTuple, Protocol
 
 from flashsale.sale.payment import PaymentFact, RefundFact
+from flashsale.sale.payment_methods import offered
 
 
 class ProviderAway(Exception):
@@ -46,6 +47,13 @@ class Payable(NamedTuple):
     return_url: str | None
     expires_ms: int
     description: str
+
+    @classmethod
+    def of_order(
+        cls, order_id: str, market: str, amount: int, currency: str, return_url: str | None, expires_ms: int
+    ) -> "Payable":
+        """An order of a market, in the words that every attempt to open it uses: one key is good for the same ones."""
+        return cls(order_id, amount, currency, offered(market), return_url, expires_ms, f"Order {order_id}")
 
 
 class Opened(NamedTuple):
