@@ -19,6 +19,7 @@ EVENTS: Mapping[str, str] = {
     "payment.late": "Money came too late: the order gets its units again, or the money goes back.",
     "payment.captured": "The authorised money was taken.",
     "payment.released": "The authorisation was let go: nothing is taken.",
+    "refund.granted": "Money is given back beyond what lines were worth; its refund follows.",
     "refund.requested": "Money is to go back to the shopper.",
     "refund.succeeded": "The money went back.",
     "refund.failed": "The money could not be given back; also after it had seemed to succeed.",
