@@ -19,6 +19,7 @@ from rich.text import Text
 
 from flashsale import merchandising
 from flashsale.ledger import partitions
+from flashsale.ledger.movements import MOVED
 from flashsale.ledger.pool import Ledger, LedgerAway
 from flashsale.merchandising import CommandRefused, SaleView
 from flashsale.recovery import last_entry
@@ -32,12 +33,12 @@ CONSERVATION_WITHIN_S = 5.0
 LEDGER_TIMEOUT_S = 1.0
 
 # Units that the ledger says are taken, by sale, in one snapshot with the mark up to which that is so.
-_TAKEN = """
-SELECT o.sale, sum(taken.quantity)::int8 AS units
-FROM orders o, LATERAL unnest(o.quantities) AS taken(quantity)
-WHERE o.status IN ('reserved', 'paid', 'shipped', 'delivered', 'undeliverable')
-GROUP BY o.sale
-"""
+_TAKEN = f"""
+SELECT sale, sum(units)::int8 AS units FROM (
+    SELECT sale, quantity AS units FROM orders, unnest(quantities) AS quantity
+    UNION ALL SELECT sale, -units FROM movement WHERE {MOVED} AND sku IS NOT NULL
+) AS moved GROUP BY sale
+"""  # noqa: S608
 
 
 @dataclass(slots=True)

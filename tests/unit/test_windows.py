@@ -1,6 +1,6 @@
 """What the audit and the rebuild read out of movements: when a sale was open, what was suspended, how it stands."""
 
-from flashsale.audit import FOR_EVER, open_windows, suspended_spans
+from flashsale.audit.stock import FOR_EVER, open_windows, suspended_spans
 from flashsale.ledger.movements import MovementRow
 from flashsale.recovery import replayed
 
