@@ -54,14 +54,18 @@ async def find_in_ledger(context: FrontContext, order_id: str, claims: Claims) -
         raise not_found()
     until = asyncio.get_running_loop().time() + LEDGER_WITHIN_S
     while True:
-        written = await _in_journal(context, order_id)  # before the ledger is asked: it is trimmed only after
         row = await _row(context, order_id)
+        if row is None:
+            written = await _in_journal(context, order_id)
+            if written is None:
+                row = await _row(context, order_id)  # it may have gone there between the two looks
+                if row is None:
+                    raise _unknown(context)
+            else:
+                _check_owner(written, claims)
         if row is not None:
             _check_owner(row, claims)
             return row
-        if written is None:
-            raise _unknown(context)
-        _check_owner(written, claims)
         if asyncio.get_running_loop().time() >= until:
             raise Refused("overloaded", "The order has not reached the ledger yet.", retry_after=1)
         await asyncio.sleep(LEDGER_POLL_S)

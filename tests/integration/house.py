@@ -28,6 +28,7 @@ from flashsale.sale.order import OrderRequest, from_json
 from flashsale.sale.payment import IntentState, PaymentFact
 from flashsale.sale.priced import Order, PricedSale
 from flashsale.sale.salefile import parse_sale_file
+from tests.integration import contract
 
 SECRET = b"a secret of the tests, 32 bytes.."
 RESERVE = Script("reserve")
@@ -136,9 +137,9 @@ class House:
         async with self.session.get(path, headers=headers) as answer:
             body = await answer.read()
             assert answer.status == status, (path, answer.status, body)
-            if status >= 400 and path != "/readyz":
-                return problem_of(answer, body)
-            return orjson.loads(body)
+            decoded = orjson.loads(body)
+            contract.check("GET", path, status, decoded)
+            return problem_of(answer, body) if status >= 400 and path != "/readyz" else decoded
 
     async def post(self, path: str, body: object = None, status: int = 200, **headers: str) -> Any:
         data = b"" if body is None else orjson.dumps(body)
@@ -146,11 +147,11 @@ class House:
         async with self.session.post(path, data=data, headers=sent) as answer:
             read = await answer.read()
             assert answer.status == status, (path, answer.status, read)
-            if status >= 400:
-                return problem_of(answer, read)
+            decoded = orjson.loads(read)
+            contract.check("POST", path, status, decoded)
             if status == 201:
                 assert answer.headers["Location"].startswith("/v1/")
-            return orjson.loads(read)
+            return problem_of(answer, read) if status >= 400 else decoded
 
 
 def problem_of(answer: aiohttp.ClientResponse, body: bytes) -> Any:
