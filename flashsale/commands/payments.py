@@ -70,17 +70,12 @@ def reconcile(
 
 async def _reconcile(chosen: Settings, database_url: str, since_ms: int) -> Reconciled:
     from flashsale.ledger import pool
-    from flashsale.partners.payments.stripe import StripeProvider
+    from flashsale.partners.payments.account import open_account
     from flashsale.pipeline import reconciliation
 
-    assert chosen.payments_api_key is not None  # noqa: S101  the caller has looked
     connection = await pool.connect(database_url, command_timeout_s=ANSWER_TIMEOUT_S)
-    provider = StripeProvider(
-        chosen.payments_api_key.get_secret_value(),
-        chosen.payments_url,
-        timeout_s=chosen.payments_timeout_s,
-        return_url=f"http://{chosen.host}:{chosen.port}/",  # nothing is opened
-    )
+    provider = open_account(chosen)
+    assert provider is not None  # noqa: S101  the caller has looked for its key
     try:
         return await reconciliation.reconcile(connection, provider, since_ms)
     finally:

@@ -132,6 +132,11 @@ class Till(Life):
             url = action[action["type"]]["url"]
             await asyncio.to_thread(self.sandbox.choose, url, method.removeprefix("pm_"))
 
+    async def ship(self, order_id: str, *lines: tuple[int, int]) -> None:
+        """Units of the order (none named: all) leave the house."""
+        async with self.ledger.transaction():
+            await life.ship(self.ledger, order_id, lines or None, await self.now_ms())
+
     # --- what the provider tells ---
 
     async def heard(self, *types: str) -> list[bytes]:
