@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,8 +11,13 @@ import pytest
 from flashsale import merchandising
 from flashsale.audit import AuditReport, Fault, audit
 from flashsale.embedded import ValkeyServer
+from flashsale.errors import Refused
+from flashsale.ledger.life import deliver
 from flashsale.pipeline.ledger_writer import LedgerWriter
+from flashsale.pipeline.outbox import Outbox
 from flashsale.reservation import commands, keys, server
+from tests.integration.life import GRACE_S, HOLD_MS, Life
+from tests.integration.lives import every_life, step
 from tests.integration.shop import FAN, FRIDGE, KETTLE, Shop
 
 
@@ -183,3 +189,279 @@ async def test_a_part_that_is_away_is_said_at_once(shop: Shop) -> None:
     report = await audit(shop.redis_url, "postgresql://nobody@127.0.0.1:1/none")
     assert [fault.invariant for fault in report.faults] == ["unreachable"]
     assert not report.ok
+
+
+# --- the life of an order ---
+
+
+@pytest.fixture
+async def living(valkey_memory: ValkeyServer, ledger: str) -> AsyncIterator[tuple[Life, dict[str, str]]]:
+    async with Life(valkey_memory.url, ledger) as made:
+        await made.open()
+        yield made, await every_life(made)
+
+
+Living = tuple[Life, dict[str, str]]
+
+
+async def test_every_state_of_an_order_is_sound_and_counted(living: Living) -> None:
+    shop, orders = living
+    report = await look(shop)
+    assert report.faults == []
+    counts = report.counts
+    assert counts.orders_valkey == counts.orders_ledger == len(orders) + 2
+    gone = {"reserved", "extended", "cancelled", "part_cancelled", "expired", "late_refused"}
+    assert counts.orders_paid == len(set(orders) - gone)
+    price = 2 * 89900 + 3 * 2050
+    sums = counts.money["SGD"]
+    assert counts.payments == len(orders) - 4  # the first four were never about to be paid
+    assert sums["authorised"] == price * (len(orders) - 5)  # and the expired one never was
+    assert sums["authorised"] == sums["captured"] + sums["released"] + sums["open"]
+    assert sums["captured"] == sums["kept"] + sums["refunded"]
+    assert sums["refunded"] == 2 * 89900
+    assert sums["refund_failed"] == 89900
+    assert sums["goodwill"] == 100
+    assert sums["open"] == 4 * price  # paid, late_taken, late_refused (to be released), shipped (to be captured)
+
+
+# What is broken, of which life, by which statement on its row, and what the audit calls it.
+BROKEN = {
+    "units never given back": ("cancelled", "DELETE FROM movement WHERE order_id = $1 AND sku = 0", {"I1", "I4", "I5"}),
+    "units of a living order given back": (
+        "paid",
+        "INSERT INTO movement (partition, journal_ms, journal_seq, kind, sale, sku, units, order_id, detail)"
+        " SELECT id, mark_ms, mark_seq, 'release', 1, 0, 1, $1,"
+        ' \'{"number": 2, "outbox": 1, "quota_back": false}\' FROM partition',
+        {"I1", "I5"},
+    ),
+    "units given back twice": (
+        "restocked",
+        "INSERT INTO movement (partition, journal_ms, journal_seq, kind, sale, sku, units, order_id, detail)"
+        " SELECT partition, journal_ms - 1, journal_seq, kind, sale, sku, units, order_id, detail FROM movement"
+        " WHERE order_id = $1",
+        {"I1", "I4", "I5"},
+    ),
+    "a movement of no change": (
+        "cancelled",
+        "UPDATE movement SET detail = detail || '{\"number\": 9}' WHERE order_id = $1",
+        {"I5"},
+    ),
+    "a release that the outbox lost": ("cancelled", "UPDATE orders SET status = 'reserved' WHERE id = $1", None),
+    "more units cancelled than ordered": (
+        "part_cancelled",
+        "UPDATE orders SET cancelled = '{3, 0}' WHERE id = $1",
+        {"I5", "I7"},
+    ),
+    "more units back than shipped": ("captured", "UPDATE orders SET returned = '{3, 0}' WHERE id = $1", {"I7"}),
+    "a hold's number": ("expired", "VALKEY number", {"I5"}),
+    "a hold's letter": ("paid", "VALKEY letter", {"I4"}),
+    "an extension that Valkey forgot": ("extended", "VALKEY case", {"I4"}),
+    "a sold counter": ("paid", "UPDATE sold SET units = units + 1 WHERE sku = 1 AND $1 <> ''", {"I1"}),
+    "a gap in a history": ("shipped", "DELETE FROM history WHERE order_id = $1 AND number = 2", {"history"}),
+    "a number twice in a history": (
+        "shipped",
+        "UPDATE history SET number = 3 WHERE order_id = $1 AND number = 2",
+        {"history"},
+    ),
+    "a change without history": ("reserved", "UPDATE orders SET changes = 2 WHERE id = $1", {"history"}),
+    "a history that ends otherwise": (
+        "shipped",
+        "UPDATE history SET payment = 'none' WHERE order_id = $1 AND number = 3",
+        {"history"},
+    ),
+    "a history of no order": (
+        "reserved",
+        "INSERT INTO history (order_id, number, at_ms, event, status, payment)"
+        " SELECT left(id, 29) || 'x', 2, 1, 'order.paid', 'paid', 'none' FROM orders WHERE id = $1",
+        {"history"},
+    ),
+    "authorised money of an order that is over": (
+        "late_refused",
+        "UPDATE payment SET todo = NULL WHERE order_id = $1",
+        {"I6"},
+    ),
+    "a late payment that nobody asks for": (
+        "late_refused",
+        "UPDATE payment SET late = 'asked' WHERE order_id = $1",
+        {"I6"},
+    ),
+    "captured money of an order that is over": (
+        "late_refused",
+        "UPDATE payment SET todo = NULL, state = 'captured', rank = 3, captured = authorised WHERE order_id = $1",
+        {"I6"},
+    ),
+    "an order without money": ("paid", "DELETE FROM payment WHERE order_id = $1", {"money"}),
+    "money without an order": (
+        "reserved",
+        "INSERT INTO payment (order_id, sale, method, amount, currency, created_ms, heard_ms)"
+        " SELECT left(id, 29) || 'x', 1, 'card', 1, 'SGD', 1, 1 FROM orders WHERE id = $1",
+        {"I6"},
+    ),
+    "money that came from nowhere": (
+        "captured",
+        "UPDATE payment SET captured = captured + 1 WHERE order_id = $1",
+        {"money"},
+    ),
+    "money that is neither captured nor released": (
+        "captured",
+        "UPDATE payment SET authorised = authorised + 1 WHERE order_id = $1",
+        {"money"},
+    ),
+    "more refunded than captured": ("captured", "UPDATE payment SET refunded = captured + 1 WHERE order_id = $1", None),
+    "a refund that its payment forgot": (
+        "refunded",
+        "UPDATE payment SET refunded = 0 WHERE order_id = $1",
+        {"money"},
+    ),
+    "a refund that is lost": ("restocked", "DELETE FROM refund WHERE order_id = $1", {"money"}),
+    "a refund that failed and is forgotten": (
+        "refund_failed",
+        "UPDATE payment SET refund_failed = 0 WHERE order_id = $1",
+        {"money"},
+    ),
+    "more kept than is due": (
+        "goodwill",
+        "UPDATE payment SET goodwill = goodwill + 1 WHERE order_id = $1",
+        {"money"},
+    ),
+    "less kept than is due": (
+        "part_shipped",
+        "UPDATE payment SET captured = captured - 1, released = released + 1 WHERE order_id = $1",
+        {"money"},
+    ),
+    "another currency": ("paid", "UPDATE payment SET currency = 'THB' WHERE order_id = $1", {"money"}),
+    "a hold that never expires": (
+        "reserved",
+        "INSERT INTO payment (order_id, sale, method, amount, currency, created_ms, heard_ms, unpaid)"
+        " VALUES ($1, 1, 'card', 1, 'SGD', 1, 1, false)",
+        {"I5"},
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_what_is_broken_is_named(living: Living, broken: str) -> None:
+    shop, orders = living
+    life, statement, invariants = BROKEN[broken]
+    order = orders[life]
+    if statement.startswith("VALKEY"):
+        await spoil(shop, order, statement.removeprefix("VALKEY "))
+    else:
+        await shop.ledger.execute(statement, order)
+    faults = (await look(shop)).faults
+    named = {fault.order for fault in faults if fault.order is not None}
+    assert faults
+    assert all(name[:29] == order[:29] for name in named), faults
+    if invariants is not None:
+        assert {fault.invariant for fault in faults} == invariants, faults
+    assert named == {order} or broken in ("a sold counter", "a history of no order", "money without an order"), faults
+
+
+async def spoil(shop: Life, order: str, what: str) -> None:
+    """Changes a byte of the order's hold."""
+    holds, field = keys.holds(0, "sale"), bytes.fromhex(order)[-12:]
+    value = await shop.valkey.hget(holds, field)
+    spoilt = {"number": value[:24] + b"\x09", "letter": b"h" + value[1:], "case": value[:1].lower() + value[1:]}
+    await shop.valkey.hset(holds, field, spoilt[what])
+
+
+async def test_a_letter_may_lag_behind_what_the_outbox_has_to_tell(living: Living) -> None:
+    shop, orders = living
+    await shop.cancel(orders["paid"])
+    await shop.begin_payment(orders["reserved"])
+    await shop.pay(orders["reserved"])
+    await step(shop, deliver, orders["captured"], True, await shop.now_ms())
+    assert await shop.ledger.fetchval("SELECT count(*) FROM outbox") == 3
+    assert (await look(shop)).faults == []
+    await shop.ledger.execute("DELETE FROM outbox")  # nobody is ever going to tell it
+    faults = {(fault.invariant, fault.order) for fault in (await look(shop)).faults}
+    assert faults == {
+        ("I4", orders["paid"]), ("I5", orders["paid"]), ("I4", orders["reserved"]), ("I4", orders["captured"])
+    }  # fmt: skip
+
+
+async def test_a_letter_never_runs_ahead(living: Living) -> None:
+    shop, orders = living
+    await step(shop, deliver, orders["captured"], True, await shop.now_ms())
+    holds, field = keys.holds(0, "sale"), bytes.fromhex(orders["captured"])[-12:]
+    value = await shop.valkey.hget(holds, field)
+    await shop.valkey.hset(holds, field, b"c" + value[1:])
+    assert (await only_fault(shop)).order == orders["captured"]
+
+
+async def test_a_late_payment_is_sound_at_every_step(living: Living) -> None:
+    shop, _ = living
+    _, order = await shop.buy("ann", (FRIDGE, 1))
+    await shop.write()
+    await shop.begin_payment(order)
+    await shop.expire(HOLD_MS + GRACE_S * 1000 + 1000)
+    for _ in range(2):  # the release, then the units taken again
+        assert (await look(shop)).faults == []
+        await shop.outbox.round(shop.ledger)
+        assert (await look(shop)).faults == []
+        await shop.write()
+        assert (await look(shop)).faults == []
+        if await shop.status(order) == "expired":
+            await shop.pay(order)
+    await shop.drain()
+    assert (await look(shop)).faults == []
+    assert await shop.status(order) == "paid"
+
+
+async def test_it_is_exact_while_selling_paying_cancelling_and_expiring(living: Living) -> None:
+    shop, _ = living
+    writer = LedgerWriter(shop.redis_url, shop.database_url, rows=7)
+    duties: list[LedgerWriter | Outbox] = [writer, Outbox(shop.redis_url, shop.database_url)]
+    running = [asyncio.create_task(duty.run()) for duty in duties]
+    enough = asyncio.Event()
+    waiting: asyncio.Queue[str] = asyncio.Queue()
+
+    async def sell() -> None:
+        client = server.connect(shop.redis_url)
+        number = 0
+        while not enough.is_set():
+            number += 1
+            outcome, order = await shop.buy(f"crowd-{number}", (FRIDGE, 1), (KETTLE, 1), client=client)
+            if outcome == "A":
+                await waiting.put(order)
+        await client.aclose()
+
+    async def live() -> None:
+        async with Life(shop.redis_url, shop.database_url) as other:
+            done = 0
+            while not enough.is_set():
+                order = await waiting.get()
+                while not await other.ledger.fetchval("SELECT true FROM orders WHERE id = $1", order):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)  # the writer is behind
+                done += 1
+                if done % 4 == 0:
+                    await other.expire(HOLD_MS + GRACE_S * 1000 + 1000)
+                    continue
+                with contextlib.suppress(Refused):
+                    if done % 4 == 1:
+                        await other.cancel(order)
+                        continue
+                    await other.begin_payment(order)
+                    if done % 4 == 2:
+                        await other.expire(HOLD_MS + GRACE_S * 1000 + 1000)
+                    await other.pay(order)
+                    if done % 8 == 3:
+                        await other.cancel(order, [(0, 1)])
+
+    crowd = [asyncio.create_task(sell()), asyncio.create_task(live()), asyncio.create_task(live())]
+    try:
+        for _ in range(12):
+            assert (await look(shop)).faults == []
+    finally:
+        enough.set()
+        for _ in range(2):
+            await waiting.put(await shop.ledger.fetchval("SELECT id FROM orders LIMIT 1"))
+        await asyncio.gather(*crowd)
+        for duty in duties:
+            duty.stop()
+        await asyncio.gather(*running)
+    await shop.write()
+    await shop.drain()
+    assert (await look(shop)).faults == []
+    events = {row[0] for row in await shop.ledger.fetch("SELECT DISTINCT event FROM history")}
+    assert {"order.paid", "order.cancelled", "order.expired", "payment.late"} <= events

@@ -18,7 +18,8 @@ from flashsale.pipeline.journal_rows import read_journal
 from flashsale.pipeline.ledger_writer import WRITER_LOCK, LedgerWriter, MarkMoved, store_entries
 from flashsale.recovery import LOST, Guard
 from flashsale.reservation import commands, keys, server
-from flashsale.sale.identity import SaleIdentity
+from tests.integration.life import GRACE_S, HOLD_MS, Life
+from tests.integration.lives import every_life
 from tests.integration.shop import FAN, FRIDGE, KETTLE, Shop
 
 WITHIN_S = 20
@@ -28,6 +29,13 @@ PAUSE_MS = 1500  # within it the guard is caught between its two looks; without 
 @pytest.fixture
 async def shop(valkey_memory: ValkeyServer, ledger: str) -> AsyncIterator[Shop]:
     async with Shop(valkey_memory.url, ledger) as made:
+        await made.open()
+        yield made
+
+
+@pytest.fixture
+async def living(valkey_memory: ValkeyServer, ledger: str) -> AsyncIterator[Life]:
+    async with Life(valkey_memory.url, ledger) as made:
         await made.open()
         yield made
 
@@ -76,40 +84,73 @@ async def test_what_survives_in_the_journal_is_saved_first(shop: Shop) -> None:
     assert (await audit(shop.redis_url, shop.database_url)).faults == []
 
 
-async def test_released_units_are_available_again_after_a_rebuild(shop: Shop) -> None:
-    _, order = await shop.buy("ann", (FRIDGE, 2), key="k")
-    partition = await commands.read_partition(shop.valkey)
-    assert partition is not None
-    sale, _ = await shop.sale()
-    quota_field = SaleIdentity(0, sale.number, sale.key).quota_field("ann", 0)
-    back = commands.MovedOrder(order, 2, "h", [(0, 2)], [(quota_field, 2)], True)
-    assert await commands.release(shop.valkey, epoch=partition.epoch, sale_id="sale", outbox=1, orders=[back]) == ["ok"]
-    await shop.write()
-    before = await shop.dump()
-    before["{p00}:sale:quota"] = {}
-    await shop.valkey.flushall()
-    assert (await shop.recover()).ok
-    after = await shop.dump()
-    assert {**after, "{p00}:sale:quota": {}} == before
-    assert (await shop.buy("ann", (FRIDGE, 2), key="k"))[0] == "R"
-    assert (await shop.buy("ann", (FRIDGE, 2)))[0] == "A"
-    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+def shown(dump: dict[str, dict[bytes, bytes]]) -> dict[str, dict[bytes, bytes]]:
+    """A dump without quota fields of no units: Valkey keeps them, a rebuild does not write them."""
+    return {name: {field: value for field, value in fields.items() if value != b"0"} for name, fields in dump.items()}
 
 
-@pytest.mark.parametrize("given_back", [True, False])
-async def test_quota_that_stays_used_stays_so_after_a_rebuild(shop: Shop, given_back: bool) -> None:
-    _, order = await shop.buy("ann", (FRIDGE, 2))
-    await shop.buy("bob", (FRIDGE, 1))
-    sale, _ = await shop.sale()
-    quota_field = SaleIdentity(0, sale.number, sale.key).quota_field("ann", 0)
-    back = commands.MovedOrder(order, 2, "h", [(0, 2)], [(quota_field, 2)], given_back)
-    assert await commands.release(shop.valkey, epoch=1, sale_id="sale", outbox=1, orders=[back]) == ["ok"]
-    assert (await audit(shop.redis_url, shop.database_url)).faults == []
-    await shop.write()
-    await shop.valkey.flushall()
-    assert (await shop.recover()).ok
-    assert (await shop.buy("ann", (FRIDGE, 2)))[0] == ("A" if given_back else "Q")
-    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+async def test_every_state_of_an_order_comes_back(living: Life) -> None:
+    orders = await every_life(living)
+    before = await living.dump()
+    await living.valkey.flushall()
+    assert (await living.recover()).ok
+    assert shown(await living.dump()) == shown(before)
+    assert await living.faults() == []
+    assert (await living.buy("shopper-cancelled", (FRIDGE, 2)))[0] == "A"
+    assert (await living.buy("shopper-restocked", (FRIDGE, 1)))[0] == "A"
+    assert (await living.buy("shopper-kept_quota", (FRIDGE, 1)))[0] == "Q"
+    assert (await living.buy("shopper-late_taken", (FRIDGE, 1)))[0] == "Q"
+    await living.cancel(orders["paid"])
+    await living.drain()
+    assert await living.faults() == []
+
+
+async def test_what_the_outbox_still_has_to_tell_is_told_once_to_a_rebuilt_valkey(living: Life) -> None:
+    _, cancelled = await living.buy("ann", (FRIDGE, 2))
+    _, told = await living.buy("bob", (FRIDGE, 2))
+    await living.write()
+    before = await living.available()
+    await living.cancel(told)
+    await living.outbox.round(living.ledger)  # Valkey knows it, the ledger does not
+    await living.cancel(cancelled)
+    for survives in (True, False):
+        if not survives:
+            await living.valkey.flushall()
+        assert (await living.recover(force=True)).ok
+        assert await living.faults() == []
+    await living.drain()
+    assert await living.available() == {**before, 0: before[0] + 4}
+    assert await living.faults() == []
+
+
+async def test_units_taken_for_a_late_payment_are_its_own_after_a_rebuild(living: Life) -> None:
+    """Valkey took them and the ledger heard of it; that the order is paid is written only then."""
+    _, order = await living.buy("ann", (FRIDGE, 2))
+    await living.write()
+    await living.begin_payment(order)
+    assert await living.expire(HOLD_MS + GRACE_S * 1000 + 1000) == 1
+    await living.drain()
+    await living.pay(order)
+    await living.outbox.round(living.ledger)
+    await living.write()
+    assert await living.ledger.fetchval("SELECT outcome FROM outbox") == "taken"
+    assert await living.faults() == []
+    before = await living.dump()
+    await living.valkey.flushall()
+    assert (await living.recover()).ok
+    assert shown(await living.dump()) == shown(before)
+    assert await living.faults() == []
+    await living.drain()
+    assert await living.status(order) == "paid"
+    assert await living.faults() == []
+
+
+async def test_what_the_provider_told_survives_a_rebuild(shop: Shop) -> None:
+    await shop.valkey.xadd(keys.PAYMENT_EVENTS, {"e": "an event"})
+    await shop.valkey.hset(keys.PAYMENT_EVENTS_STATE, "written", 8)
+    assert (await shop.recover(force=True)).ok
+    assert await shop.valkey.xlen(keys.PAYMENT_EVENTS) == 1
+    assert await shop.valkey.hgetall(keys.PAYMENT_EVENTS_STATE) == {b"written": b"8"}
 
 
 async def test_an_old_front_is_fenced_by_the_epoch(shop: Shop) -> None:
