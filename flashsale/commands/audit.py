@@ -20,7 +20,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print {ok, faults, counts}.")] = False,
 ) -> None:
-    """Compare supply, Valkey, journal and ledger; exit 1 on a fault, each with its SKU or order."""
+    """Compare supply, Valkey, journal, ledger and money; exit 1 on a fault, each with its SKU or order."""
     import asyncio
 
     from rich.console import Console
@@ -57,5 +57,6 @@ def _print(report: AuditReport) -> None:
     verdict = "every invariant is kept" if report.ok else f"{len(report.faults)} faults"
     typer.echo(
         f"{verdict}: {counts.orders_valkey} orders in Valkey, {counts.orders_ledger} in the ledger, "
-        f"{counts.backlog} in the journal alone, {counts.units} units taken, as of {counts.as_of}"
+        f"{counts.backlog} in the journal alone, {counts.orders_paid} of them paid, {counts.units} units taken, "
+        f"{counts.payments} payments, as of {counts.as_of}"
     )
