@@ -8,7 +8,7 @@ done for the whole batch at once; everything else is done order by order (`_atte
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,14 +77,6 @@ def _newest(facts: Iterable[PaymentFact]) -> dict[tuple[str, str], PaymentFact]:
     return newest
 
 
-def _is_ours(fact: PaymentFact, ours: Mapping[str, tuple[str | None, str]]) -> bool:
-    """Whether a fact is of the intent that the order is paid with: of that id, once one is known, and currency."""
-    if fact.order_id not in ours:
-        return False
-    provider_id, currency = ours[fact.order_id]
-    return provider_id in (None, fact.provider_id) and fact.currency in (None, currency)
-
-
 def _weight(fact: PaymentFact) -> tuple[int, bool]:
     return RANK[fact.state], fact.state is IntentState.FAILED
 
@@ -100,11 +92,13 @@ UPDATE payment AS p SET
     unpaid = p.unpaid AND (f.rank < 2 OR f.state = 'closed'),
     due_ms = CASE WHEN f.rank = 3 THEN NULL WHEN f.rank = 2 THEN f.capture_before_ms - $11 ELSE p.due_ms END
 FROM unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::text[], $6::int8[], $7::int8[], $8::int8[],
-            $9::text[], $12::text[])
-     AS f (order_id, provider_id, state, rank, method, authorised, captured, capture_before_ms, failure, attempt)
+            $9::text[], $12::text[], $13::text[])
+     AS f (order_id, provider_id, state, rank, method, authorised, captured, capture_before_ms, failure, attempt,
+           currency)
 WHERE p.order_id = f.order_id AND (p.provider_id IS NULL OR p.provider_id = f.provider_id)
+  AND (f.currency IS NULL OR f.currency = p.currency)
   AND (f.rank > p.rank OR (f.rank = 0 AND p.rank = 0 AND f.state = 'failed' AND f.attempt IS DISTINCT FROM p.attempt))
-RETURNING p.order_id, p.rank, p.authorised, p.captured, p.amount, p.state, p.late
+RETURNING p.order_id, p.rank, p.authorised, p.captured, p.amount, p.state, p.late, p.provider_id
 """
 
 _PAID = """
@@ -116,16 +110,8 @@ RETURNING o.id, o.sale, o.partition, o.changes, o.skus, o.quantities, o.extended
 
 
 async def _apply_intents(connection: Connection, facts: Sequence[PaymentFact], now_ms: int, applied: Applied) -> None:
-    newest = _newest(facts)
-    rows = list(newest.values())
-    known = await connection.fetch(
-        "SELECT order_id, provider_id, currency FROM payment WHERE order_id = ANY ($1::text[])",
-        list({fact.order_id for fact in rows}),
-    )
-    ours = {row[0]: (row[1], row[2]) for row in known}
-    rows = [fact for fact in rows if _is_ours(fact, ours)]
-    applied.foreign += sum(not _is_ours(fact, ours) for fact in facts)
-    columns: list[list[Any]] = [[] for _ in range(10)]
+    rows = list(_newest(facts).values())
+    columns: list[list[Any]] = [[] for _ in range(11)]
     for fact in rows:
         values = (
             fact.order_id,
@@ -138,12 +124,20 @@ async def _apply_intents(connection: Connection, facts: Sequence[PaymentFact], n
             fact.capture_before_ms,
             fact.failure,
             fact.attempt,
+            fact.currency,
         )
         for column, value in zip(columns, values, strict=True):
             column.append(value)
-    changed = await connection.fetch(_UPDATE, *columns[:9], now_ms, CAPTURE_EARLY_MS, columns[9])
-    await _note_answers(connection, rows, {row[0] for row in changed}, now_ms)
-    applied.duplicate += len(facts) - applied.foreign - len(changed)
+    changed = await connection.fetch(_UPDATE, *columns[:9], now_ms, CAPTURE_EARLY_MS, *columns[9:])
+    intents = {row[0]: row[7] for row in changed}
+    told = {fact.order_id: fact for fact in rows if intents.get(fact.order_id) == fact.provider_id}
+    others = [fact for fact in rows if told.get(fact.order_id) is not fact]
+    ours = await _ours(connection, others)
+    await _note_answers(connection, ours, now_ms)
+    foreign = {(fact.order_id, fact.provider_id) for fact in others if fact not in ours}
+    strange = sum((fact.order_id, fact.provider_id) in foreign for fact in facts)
+    applied.foreign += strange
+    applied.duplicate += len(facts) - strange - len(changed)
 
     # order id -> what to show; only what is paid in full for the first time
     full = {
@@ -152,18 +146,35 @@ async def _apply_intents(connection: Connection, facts: Sequence[PaymentFact], n
         if row[1] >= 2 and row[2] >= row[4] and row[6] is None and row[5] != IntentState.CLOSED
     }
     paid = await connection.fetch(_PAID, list(full), list(full.values()))
-    await _note_paid(connection, paid, now_ms, {fact.order_id: fact for fact in rows})
+    await _note_paid(connection, paid, now_ms, told)
     applied.paid += len(paid)
     done = {row[0] for row in paid}
-    by_order = {fact.order_id: fact for fact in rows}
     for row in changed:
         if row[0] not in done:
-            await _attend(connection, by_order[row[0]], now_ms, applied)
+            await _attend(connection, told[row[0]], now_ms, applied)
 
 
-async def _note_answers(connection: Connection, facts: Sequence[PaymentFact], changed: set[str], now_ms: int) -> None:
+async def _ours(connection: Connection, facts: Sequence[PaymentFact]) -> set[PaymentFact]:
+    """Those of the intent that their order is paid with: of that id, once one is known, and of its currency."""
+    if not facts:
+        return set()
+    rows = await connection.fetch(
+        "SELECT order_id, provider_id, currency FROM payment WHERE order_id = ANY ($1::text[])",
+        list({fact.order_id for fact in facts}),
+    )
+    known = {row[0]: (row[1], row[2]) for row in rows}
+    return {
+        fact
+        for fact in facts
+        if fact.order_id in known
+        and known[fact.order_id][0] in (None, fact.provider_id)
+        and fact.currency in (None, known[fact.order_id][1])
+    }
+
+
+async def _note_answers(connection: Connection, facts: Iterable[PaymentFact], now_ms: int) -> None:
     """Polls and calls that told nothing new: when to ask again. The open intent of an order that is over is closed."""
-    asked = [fact.order_id for fact in facts if fact.source in ("poll", "call") and fact.order_id not in changed]
+    asked = [fact.order_id for fact in facts if fact.source in ("poll", "call")]
     if asked:
         await connection.execute(
             "UPDATE payment AS p SET heard_ms = $2,"
