@@ -113,7 +113,10 @@ def _delivered(now: Situation) -> Step:
 
 
 def _undeliverable(now: Situation) -> Step:
-    if now.refund is RefundState.PENDING:
+    if now.disputed:
+        return Step(Do.WAIT, "The payment is disputed: the bank decides where the money goes.")
+    # Given back when the carrier said so: what was authorised is released, what is captured later is refunded.
+    if now.refund is RefundState.PENDING or now.payment is Payment.AUTHORISED:
         return Step(Do.WAIT, "The money is on its way back.")
     if now.payment is Payment.REFUNDED:
         return Step(Do.NOTHING, "The parcel could not be delivered; the money is back.")

@@ -79,6 +79,7 @@ def test_only_what_arrived_is_sent_back() -> None:
         (Situation(Status.DELIVERED, Payment.CAPTURED, returnable=True), Do.RETURN),
         (Situation(Status.DELIVERED, Payment.CAPTURED, sent_back="accepted"), Do.SEND_BACK),
         (Situation(Status.DELIVERED, Payment.CAPTURED), Do.NOTHING),
+        (Situation(Status.UNDELIVERABLE, Payment.AUTHORISED), Do.WAIT),
         (Situation(Status.UNDELIVERABLE, Payment.CAPTURED), Do.CONTACT),
         (Situation(Status.UNDELIVERABLE, Payment.REFUNDED), Do.NOTHING),
     ],
