@@ -26,7 +26,7 @@ from flashsale.partners.payments.provider import (
     ProviderAway,
     ProviderRefused,
 )
-from flashsale.sale.payment import IntentState
+from flashsale.sale.payment import RANK, IntentState
 from flashsale.sale.payment_methods import METHODS, offered
 
 log = structlog.get_logger(__name__)
@@ -86,7 +86,13 @@ async def _open(context: FrontContext, order: OrderRow, payment: PaymentRow, ask
             order.id, order.market, payment.amount, payment.currency, payment.return_url, deadline_ms(order)
         )
         opened = await provider.open(payable, payment.created_ms)
-        pay_url = await _pay_url(provider, opened, payment)
+        try:
+            pay_url = await _pay_url(provider, opened, payment)
+        except ProviderRefused:
+            await _refuse_if_over(context, provider, order, payment, opened)
+            raise
+        if not pay_url:  # the session is over: there is no page to pay at
+            await _refuse_if_over(context, provider, order, payment, opened)
     except ProviderAway as away:
         log.warning("the payment provider is away", order=order.id, reason=str(away))
         raise Refused("provider-away", id=order.id) from None
@@ -101,6 +107,22 @@ async def _open(context: FrontContext, order: OrderRow, payment: PaymentRow, ask
         await payments.opened(connection, order.id, payment.created_ms, opened.session_id, opened.provider_id, pay_url)
         found = await payments.find(connection, order.id)
     return found or payment
+
+
+async def _refuse_if_over(
+    context: FrontContext, provider: PaymentProvider, order: OrderRow, payment: PaymentRow, opened: Opened
+) -> None:
+    """Looks how an intent is that is not to be paid, and notes it: its event may be late or lost. Raises Refused:
+    already-paid, not-payable."""
+    fact = await provider.look(order.id, opened.session_id, opened.provider_id)
+    if RANK[fact.state] < RANK[IntentState.AUTHORISED]:
+        return
+    async with transaction(context) as connection:
+        await payments.opened(connection, order.id, payment.created_ms, *opened)
+        await life.apply_facts(connection, [fact], now_ms())
+    if fact.state is IntentState.CLOSED:
+        raise Refused("not-payable", "The provider takes no payment for it any more.", id=order.id)
+    raise Refused("already-paid", id=order.id)
 
 
 async def _pay_url(provider: PaymentProvider, opened: Opened, payment: PaymentRow) -> str:
