@@ -56,6 +56,7 @@ async def apply_facts(connection: Connection, facts: Sequence[Fact], now_ms: int
     applied = Applied()
     intents = [fact for fact in facts if isinstance(fact, PaymentFact)]
     await payments.lock_many(connection)
+    await connection.execute(_BY_KEY)
     if intents:
         await _apply_intents(connection, intents, now_ms, applied)
     for fact in facts:
@@ -101,10 +102,16 @@ WHERE p.order_id = f.order_id AND (p.provider_id IS NULL OR p.provider_id = f.pr
 RETURNING p.order_id, p.rank, p.authorised, p.captured, p.amount, p.state, p.late, p.provider_id
 """
 
+# Each order is looked up by its id, whatever the planner believes: after a million new orders it knows nothing of the
+# table yet, and would compare all of it with every payment. An order that somebody changes meanwhile is left to _attend.
+_BY_KEY = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
 _PAID = """
-UPDATE orders AS o SET status = 'paid', payment = m.payment, changes = changes + 1
-FROM unnest($1::text[], $2::text[]) AS m (id, payment)
-WHERE o.id = m.id AND o.status = 'reserved' AND o.refunded IS NULL
+WITH found AS MATERIALIZED (
+    SELECT m.payment, o.place FROM unnest($1::text[], $2::text[]) AS m (id, payment)
+    CROSS JOIN LATERAL (SELECT ctid AS place FROM orders WHERE orders.id = m.id OFFSET 0) AS o
+)
+UPDATE orders AS o SET status = 'paid', payment = found.payment, changes = changes + 1
+FROM found WHERE o.ctid = found.place AND o.status = 'reserved' AND o.refunded IS NULL
 RETURNING o.id, o.sale, o.partition, o.changes, o.skus, o.quantities, o.extended, o.payment
 """
 
