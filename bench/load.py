@@ -83,7 +83,7 @@ def write_plan(path: Path, **plan: object) -> Path:
 def run_wrk(port: int, plan: Path, seconds: float, connections: int = CONNECTIONS, script: Path = SCRIPT) -> Seen:
     """Sends a plan's requests for some seconds. Raises BenchFault when wrk fails, as it does when tokens run out."""
     url = f"http://127.0.0.1:{port}"
-    options = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "15s", "--latency", "-s", str(script)]
+    options = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "15s", "--latency", "-s", str(SCRIPT)]
     done = subprocess.run(
         ["taskset", "-c", str(OTHER_CORE), "wrk", *options, url, "--", str(plan)],
         capture_output=True,

@@ -17,20 +17,21 @@ from typing import Any
 
 from bench.bench import Bench
 from bench.engine import Engine
-from bench.load import CONNECTIONS, order_body, run_wrk, write_plan
-from bench.machine import BenchFault, wait_for
+from bench.load import CONNECTIONS, order_body, write_plan
+from bench.machine import OTHER_CORE, BenchFault, spawn, stop, wait_for
 
 FIGURES = ("payments", "payment-cpu")
 WEBHOOKS = Path(__file__).with_name("webhooks.lua")
 PATH = "/v1/webhooks/payments"
 CONFIRM_S = 300
+BACKLOG = str(1 << 30)  # what is measured is the work, not the provider's patience
 SKU = "HAIER-FRIDGE-320"
 
 
 def measure(bench: Bench, wanted: frozenset[str]) -> None:
     """Each repeat: a load of orders until all are in the ledger, then as many webhooks until all are paid."""
     for _ in range(bench.repeat):
-        with Engine(bench.new_folder("payments")) as engine:
+        with Engine(bench.new_folder("payments"), payments_backlog_max_bytes=BACKLOG) as engine:
             template = _real_event(bench, engine)
             bench.load_engine(engine, 1)
             orders = bench.load_engine(engine)
@@ -52,19 +53,16 @@ def _confirm(bench: Bench, engine: Engine, template: dict[str, Any]) -> tuple[in
     plan = _plan(bench, engine, template, ids)
     before, began = engine.cpu(), time.monotonic()
     paid_before = _paid(engine)
-    seconds = bench.seconds
-    seen = run_wrk(engine.port, plan, seconds, script=WEBHOOKS)
-    if seen.refused or seen.broken:
-        raise BenchFault(f"{seen.refused} webhooks refused, {seen.broken} connections broken")
-    # Past the last payment the webhooks repeat; those change nothing.
-    sent = min(seen.answers, len(ids))
-    wait_for(lambda: _paid(engine) - paid_before >= sent, CONFIRM_S, "every webhook's order is paid")
+    # wrk sends each once, then is silent until it is ended: one that was refused would be missed below.
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{CONFIRM_S}s", "--timeout", "15s", "-s", str(WEBHOOKS)]
+    crowd = spawn([*command, f"http://127.0.0.1:{engine.port}", "--", str(plan)], OTHER_CORE, bench.folder / "wrk.log")
+    try:
+        wait_for(lambda: _paid(engine) - paid_before >= len(ids), CONFIRM_S, "every webhook's order is paid")
+    finally:
+        stop(crowd)
     took = time.monotonic() - began
     paid = _paid(engine) - paid_before
-    micros = engine.cpu().since(before).all / max(seen.answers, 1) * 1e6
-    if seen.answers > len(ids) + CONNECTIONS:
-        raise BenchFault(f"{seen.answers} webhooks for {len(ids)} orders: a longer load of orders is needed")
-    return paid, took, micros
+    return paid, took, engine.cpu().since(before).all / paid * 1e6
 
 
 def _paid(engine: Engine) -> int:
@@ -123,7 +121,7 @@ def _plan(bench: Bench, engine: Engine, template: dict[str, Any], ids: list[str]
     secret, parts = template["secret"].encode(), [part.encode() for part in template["text"].split("ORDER")]
     signed = bench.folder / "signed"
     with signed.open("w") as file:
-        for order in ids:
+        for order in (ids[0], *ids):  # wrk looks at a first request that it does not send
             body = order.encode().join(parts)
             mark = hmac.new(secret, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
             file.write(f"{order} {mark}\n")
