@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.bench import Bench
-from bench.engine import Engine
+from bench.engine import Cpu, Engine
 from bench.load import CONNECTIONS, order_body, write_plan
 from bench.machine import OTHER_CORE, BenchFault, spawn, stop, wait_for
 
@@ -36,18 +36,18 @@ def measure(bench: Bench, wanted: frozenset[str]) -> None:
             bench.load_engine(engine, 1)
             orders = bench.load_engine(engine)
             into_ledger = orders.orders / (orders.seen.seconds + orders.behind_s)
-            paid, seconds, micros = _confirm(bench, engine, template)
+            paid, seconds, cpu = _confirm(bench, engine, template)
+            micros = cpu.all / paid * 1e6
             rate = paid / seconds
             bench.note(
-                "payments", paid=paid, rate=round(rate), orders_rate=round(into_ledger), us=round(micros, 2),
-                order_us=round(orders.all_us, 2),
+                "payments", paid=paid, rate=round(rate), orders_rate=round(into_ledger), us=cpu.micros_an_order(paid),
             )  # fmt: skip
             bench.add("payments", rate / into_ledger)
             bench.add("payment-cpu", micros / orders.all_us)
 
 
-def _confirm(bench: Bench, engine: Engine, template: dict[str, Any]) -> tuple[int, float, float]:
-    """Payments confirmed, seconds from the first webhook to the last paid row, CPU of all processes each (µs)."""
+def _confirm(bench: Bench, engine: Engine, template: dict[str, Any]) -> tuple[int, float, Cpu]:
+    """Payments confirmed, seconds from the first webhook to the last paid row, CPU of all processes."""
     ids = [row[0] for row in engine.rows("SELECT id FROM orders WHERE sale = (SELECT max(number) FROM sale)")]
     _open_payments(engine)
     plan = _plan(bench, engine, template, ids)
@@ -62,7 +62,7 @@ def _confirm(bench: Bench, engine: Engine, template: dict[str, Any]) -> tuple[in
         stop(crowd)
     took = time.monotonic() - began
     paid = _paid(engine) - paid_before
-    return paid, took, engine.cpu().since(before).all / paid * 1e6
+    return paid, took, engine.cpu().since(before)
 
 
 def _paid(engine: Engine) -> int:

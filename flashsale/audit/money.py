@@ -96,20 +96,13 @@ async def _without_order(look: Snapshot) -> None:
 
 
 async def _late(look: Snapshot) -> None:
-    """I6: a late payment waits for its units only while Valkey is asked for them. I5: a hold that waits for money is
-    one that can expire."""
+    """I6: a late payment waits for its units only while Valkey is asked for them."""
     await _name(
         look,
         "I6",
         "SELECT p.order_id, p.sale, 'it was paid late, and nobody asks for its units' FROM payment AS p"
         " WHERE late = 'asked' AND NOT EXISTS (SELECT FROM outbox WHERE kind = 'reserve_again'"
         "  AND items -> 0 ->> 'order' = p.order_id)",
-    )
-    await _name(
-        look,
-        "I5",
-        "SELECT order_id, p.sale, 'it is reserved, but its payment says that it need not expire' FROM payment AS p"
-        " JOIN orders AS o ON o.id = order_id WHERE o.status = 'reserved' AND NOT unpaid",
     )
 
 

@@ -17,8 +17,7 @@ _MANY_LOCK = 0x666C7061
 @dataclass(frozen=True, slots=True)
 class PaymentRow:
     """A payment. Amounts in minor units of `currency`: authorised = captured + released + still open, captured = kept +
-    refunded. `refunding` is under way, `refund_failed` owed by hand. `unpaid`: the order
-    waits for the money. `state` and `rank` as sale/payment.py has them."""
+    refunded. `refunding` is under way, `refund_failed` owed by hand. `state` and `rank` as sale/payment.py has them."""
 
     order_id: str
     sale: int
@@ -39,7 +38,6 @@ class PaymentRow:
     refund_failed: int
     goodwill: int
     capture_before_ms: int | None
-    unpaid: bool
     late: str | None
     dispute: str | None
     dispute_id: str | None
@@ -127,7 +125,7 @@ async def insert(
         "INSERT INTO payment (order_id, sale, method, amount, currency, return_url, due_ms, created_ms, heard_ms)"
         " VALUES ($1, $2, $3, $4, $5, $6, $8, $7, $7) ON CONFLICT (order_id) DO UPDATE SET method = $3, amount = $4,"
         " return_url = $6, session_id = NULL, provider_id = NULL, pay_url = NULL, state = 'open', rank = 0,"
-        " failure = NULL, attempt = NULL, todo = NULL, tries = 0, unpaid = true, due_ms = $8, created_ms = $7,"
+        " failure = NULL, attempt = NULL, todo = NULL, tries = 0, due_ms = $8, created_ms = $7,"
         " heard_ms = $7"
         " WHERE payment.state = 'closed' AND payment.authorised = 0",
         order_id, sale, method, amount, currency, return_url, now_ms, ask_ms,

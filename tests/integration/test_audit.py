@@ -330,12 +330,6 @@ BROKEN = {
         {"money"},
     ),
     "another currency": ("paid", "UPDATE payment SET currency = 'THB' WHERE order_id = $1", {"money"}),
-    "a hold that never expires": (
-        "reserved",
-        "INSERT INTO payment (order_id, sale, method, amount, currency, created_ms, heard_ms, unpaid)"
-        " VALUES ($1, 1, 'card', 1, 'SGD', 1, 1, false)",
-        {"I5"},
-    ),
 }
 
 

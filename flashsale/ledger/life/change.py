@@ -120,8 +120,6 @@ class Change:
         )  # fmt: skip
         if number is None:
             raise AssertionError(f"order {order.id} changed under its lock")
-        if self.payment is not None and self.payment.unpaid and status is not Status.RESERVED:
-            await self.pay(unpaid=False)
         self.order = replace(order, changes=number, status=status.value, payment=payment.value, **columns)
         row = HistoryRow(order.id, number, self.now_ms, event, status.value, payment.value, detail)
         await history.add(self.connection, [row])

@@ -90,7 +90,6 @@ UPDATE payment AS p SET
     capture_before_ms = coalesce(f.capture_before_ms, p.capture_before_ms),
     failure = f.failure, attempt = coalesce(f.attempt, p.attempt), heard_ms = $10, tries = 0,
     todo = CASE WHEN f.rank >= 2 THEN NULL ELSE p.todo END,
-    unpaid = p.unpaid AND (f.rank < 2 OR f.state = 'closed'),
     due_ms = CASE WHEN f.rank = 3 THEN NULL WHEN f.rank = 2 THEN f.capture_before_ms - $11 ELSE p.due_ms END
 FROM unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::text[], $6::int8[], $7::int8[], $8::int8[],
             $9::text[], $12::text[], $13::text[])
@@ -99,11 +98,11 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::text[], $6::int8
 WHERE p.order_id = f.order_id AND (p.provider_id IS NULL OR p.provider_id = f.provider_id)
   AND (f.currency IS NULL OR f.currency = p.currency)
   AND (f.rank > p.rank OR (f.rank = 0 AND p.rank = 0 AND f.state = 'failed' AND f.attempt IS DISTINCT FROM p.attempt))
-RETURNING p.order_id, p.rank, p.authorised, p.captured, p.amount, p.state, p.late, p.provider_id
+RETURNING p.order_id, p.rank, p.authorised, p.captured, p.amount, p.state, p.late, p.provider_id, p.method
 """
 
 # Each order is looked up by its id, whatever the planner believes: after a million new orders it knows nothing of the
-# table yet, and would compare all of it with every payment. An order that somebody changes meanwhile is left to _attend.
+# table yet, and would compare all of it with every payment. An order that somebody changes meanwhile goes to _attend.
 _BY_KEY = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
 _PAID = """
 WITH found AS MATERIALIZED (
@@ -153,7 +152,10 @@ async def _apply_intents(connection: Connection, facts: Sequence[PaymentFact], n
         if row[1] >= 2 and row[2] >= row[4] and row[6] is None and row[5] != IntentState.CLOSED
     }
     paid = await connection.fetch(_PAID, list(full), list(full.values()))
-    await _note_paid(connection, paid, now_ms, told)
+    methods = {row[0]: row[8] for row in changed}
+    await _note_paid(
+        connection, paid, now_ms, {order_id: (methods[order_id], fact.source) for order_id, fact in told.items()}
+    )
     applied.paid += len(paid)
     done = {row[0] for row in paid}
     for row in changed:
@@ -194,16 +196,18 @@ async def _note_answers(connection: Connection, facts: Iterable[PaymentFact], no
         )  # fmt: skip
 
 
-async def _note_paid(connection: Connection, paid: Sequence[Any], now_ms: int, facts: dict[str, PaymentFact]) -> None:
-    """History, counters and outbox of orders that were paid in full."""
+async def _note_paid(
+    connection: Connection, paid: Sequence[Any], now_ms: int, told: dict[str, tuple[str, str]]
+) -> None:
+    """History, counters and outbox of orders that were paid in full. `told`: method and source by order."""
     if not paid:
         return
     entries = []
     sold: Counter[tuple[int, int]] = Counter()
     letters: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     for order_id, sale, partition, number, skus, quantities, extended, payment in paid:
-        fact = facts[order_id]
-        detail = {"method": fact.method, "source": fact.source}
+        method, source = told[order_id]
+        detail = {"method": method, "source": source}
         entries.append(HistoryRow(order_id, number, now_ms, "order.paid", "paid", payment, detail))
         for sku, units in zip(skus, quantities, strict=True):
             sold[sale, sku] += units
@@ -257,7 +261,6 @@ async def _pay(change: Change, detail: dict[str, Any], applied: Applied) -> None
     if payment.authorised < payment.amount:
         # Never paid by a part: what came goes back, and the hold runs on.
         applied.failed += 1
-        await change.pay(unpaid=True)
         await change.record("payment.failed", {**detail, "failure": "amount", "amount": payment.authorised})
         if payment.captured:
             await change.pay(goodwill=change.order.total)

@@ -12,7 +12,7 @@ from flashsale.ledger.pool import Connection
 from flashsale.sale.lifecycle import Payment, Status
 
 OUTBOX_ORDERS = (
-    200  # orders of one outbox row, and so of one script call: Valkey is busy with it for a millisecond or two
+    100  # orders of one outbox row, and so of one script call: Valkey is busy with it for a millisecond or two
 )
 
 
@@ -70,7 +70,7 @@ async def _expire_begun(
     are more."""
     with_payment = await connection.fetch(
         "SELECT o.id, o.journal_ms, o.journal_ms + o.hold_ms, p.rank, p.state, p.todo FROM orders AS o"
-        " JOIN payment AS p ON p.order_id = o.id AND p.unpaid"
+        " JOIN payment AS p ON p.order_id = o.id"
         " WHERE o.status = 'reserved' AND o.journal_ms BETWEEN $1 AND $2 AND o.journal_ms + o.hold_ms <= $5"
         " AND (p.state = 'closed' OR p.todo IS DISTINCT FROM 'close' OR o.journal_ms + o.hold_ms + $3 <= $5)"
         " ORDER BY o.journal_ms LIMIT $4",
@@ -89,9 +89,6 @@ async def _expire_begun(
         f" RETURNING {_RETURNED}",
         [order_id for order_id in ready if order_id in set(ours)],
         until_ms,
-    )
-    await connection.execute(
-        "UPDATE payment SET unpaid = false WHERE order_id = ANY ($1::text[]) AND unpaid", [row[0] for row in late]
     )
     await connection.execute(
         "UPDATE payment SET todo = 'close', todo_amount = NULL, due_ms = $2, tries = 0"

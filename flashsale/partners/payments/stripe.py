@@ -79,15 +79,15 @@ class StripeProvider:
 
     async def open(self, payable: Payable, created_ms: int) -> Opened:
         created_s = created_ms // 1000
+        # A payment that was closed unpaid and begins anew has another time: the first one's session is over.
+        key = f"open-{payable.order_id}-{created_ms}"
         if _lapsed(created_ms):
             found = await self._session_of(payable.order_id, created_s)
             if found is not None:
                 return _opened(found)
         try:
             session = await object_of(
-                self._v1.checkout.sessions.create_async(
-                    self._asked(payable, created_s), {"idempotency_key": f"open-{payable.order_id}"}
-                )
+                self._v1.checkout.sessions.create_async(self._asked(payable, created_s), {"idempotency_key": key})
             )
         except ProviderRefused as fault:
             if fault.code != "idempotency_error":

@@ -58,7 +58,6 @@ CREATE TABLE payment (
     refund_failed int8 NOT NULL DEFAULT 0,      -- of the refunds that failed: owed to the shopper, by hand
     goodwill    int8   NOT NULL DEFAULT 0,      -- given back beyond what lines were worth
     capture_before_ms int8,
-    unpaid      bool   NOT NULL DEFAULT true,   -- its order is reserved and waits for the money
     late        text   COLLATE "C",             -- paid after expiry: asked (for the units), taken, refused
     dispute     text   COLLATE "C",             -- open, won, lost
     dispute_id  text   COLLATE "C",
@@ -72,7 +71,6 @@ CREATE TABLE payment (
     heard_ms    int8   NOT NULL                 -- when the provider last said something
 ) WITH (fillfactor = 70);
 CREATE INDEX payment_provider ON payment USING hash (provider_id);
-CREATE INDEX payment_unpaid ON payment (order_id) WHERE unpaid;
 CREATE INDEX payment_due ON payment (due_ms) WHERE due_ms IS NOT NULL;
 
 CREATE TABLE refund (
