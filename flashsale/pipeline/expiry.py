@@ -93,6 +93,7 @@ class Expiry(Duty):
             stretch = await open_holds.past_deadline(connection, from_ms, upto_ms, until_ms, LIMIT)
             if stretch is None:
                 break
+            began = time.monotonic()
             async with connection.transaction():
                 swept = await life.expire(
                     connection,
@@ -103,6 +104,7 @@ class Expiry(Duty):
                     upto_ms=stretch.last_ms,
                 )
             expired += swept.expired
+            await self.pause(time.monotonic() - began)  # a wave of expired holds leaves PostgreSQL half of its time
             if swept.more and swept.expired:
                 from_ms = stretch.first_ms  # more orders of one millisecond than a transaction takes
                 continue

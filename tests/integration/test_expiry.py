@@ -73,7 +73,7 @@ async def test_thousands_of_holds_expire_in_few_transactions_and_calls(shop: Lif
         assert (await shop.buy(f"s{number}", (KETTLE, 1)))[0] == "A"
     await shop.write()
     assert await shop.expire() == 450
-    assert await shop.ledger.fetchval("SELECT count(*) FROM outbox") == 3
+    assert await shop.ledger.fetchval("SELECT count(*) FROM outbox") == 5
     await shop.drain()
     assert await shop.available() == FULL
     assert await shop.faults() == []

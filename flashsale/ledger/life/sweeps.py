@@ -11,9 +11,7 @@ from flashsale.ledger.life.change import Change, letter_of
 from flashsale.ledger.pool import Connection
 from flashsale.sale.lifecycle import Payment, Status
 
-OUTBOX_ORDERS = (
-    100  # orders of one outbox row, and so of one script call: Valkey is busy with it for a millisecond or two
-)
+OUTBOX_ORDERS = 100  # orders of one outbox row, and so of one script call: Valkey is busy with it for a millisecond
 
 
 class Swept(NamedTuple):
