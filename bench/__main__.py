@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import decision, growth, ledger, pages, payments, refusals, report, throughput
+from bench import decision, expiry, growth, ledger, pages, payments, refusals, report, throughput
 from bench.bench import Bench
 from bench.figures import NAMES
 from bench.machine import OTHER_CORE, BenchFault, install_missing, pin, require_two_cores, say
@@ -28,6 +28,7 @@ FAMILIES: tuple[tuple[tuple[str, ...], Measure], ...] = (
     (pages.FIGURES, pages.measure),
     (ledger.FIGURES, ledger.measure),
     (payments.FIGURES, payments.measure),
+    (expiry.FIGURES, expiry.measure),
     (growth.GROWTH, growth.measure_growth),
     (growth.MEMORY, growth.measure_memory),
 )

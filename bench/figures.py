@@ -46,6 +46,8 @@ FIGURES = (
     Figure("memory", "bytes an order in Valkey, quota on, ledger caught up", 150, 110, False),
     Figure("payments", "payments/s, webhook to paid row ÷ orders/s into the ledger", 0.4, 0.8, True),
     Figure("payment-cpu", "  CPU of a payment, all processes ÷ of an order", None, None, False),
+    Figure("expiry", "100,000 expired holds released, seconds", 30, 10, False),
+    Figure("expiry-p99", "  p99 of orders during it ÷ before", 1.5, None, False),
     Figure("committed", "socket to committed row: CPU an order, all processes ÷ nginx", None, 5, False),
 )
 NAMES = tuple(figure.name for figure in FIGURES)
