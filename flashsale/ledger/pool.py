@@ -1,8 +1,8 @@
 """Connections to the ledger: a pool that needs no server to start, and one word for every way to lose it."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import asyncpg
@@ -42,7 +42,7 @@ class Ledger:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Lends a connection. Raises LedgerAway where there is none in time or it breaks while it is lent."""
         try:
@@ -54,10 +54,14 @@ class Ledger:
         try:
             yield connection
         except CONNECTION_LOST as fault:
-            connection.terminate()  # else the pool asks a server that may be frozen to clean up: the wait twice over
+            with contextlib.suppress(asyncpg.InterfaceError):  # the pool has it already
+                # Else the pool asks a server that may be frozen to clean up: the wait twice over.
+                connection.terminate()
             raise LedgerAway(_reason(fault)) from fault
         finally:
-            await pool.release(connection)
+            # A server lost only now took nothing back of what was done: the pool has dropped the connection.
+            with contextlib.suppress(*CONNECTION_LOST):
+                await pool.release(connection)
 
     async def close(self) -> None:
         """Closes every connection at once; lent ones break."""
