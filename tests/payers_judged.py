@@ -18,6 +18,7 @@ from tests.conftest import Engine
 from tests.payers import OVER, Lived, Payers, supplies
 
 QUIET_WITHIN_S = 60.0
+BACK_WITHIN_S = 30.0
 _TO_DO = {
     "holds": "SELECT count(*) FROM orders WHERE status = 'reserved' AND sale = $1",
     "outbox": "SELECT count(*) FROM outbox WHERE $1::int4 IS NOT NULL",
@@ -41,9 +42,16 @@ _COUNTED = {
 
 
 async def connect(engine: Engine) -> asyncpg.Connection:
-    """To the engine's ledger."""
-    running = json.loads((engine.data_dir / "run.json").read_text())
-    return await asyncpg.connect(running["postgres"]["address"])
+    """To the engine's ledger, as soon as that is up."""
+    deadline = time.monotonic() + BACK_WITHIN_S
+    while True:
+        running = json.loads((engine.data_dir / "run.json").read_text())
+        try:
+            return await asyncpg.connect(running["postgres"]["address"])
+        except (OSError, asyncpg.CannotConnectNowError):
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.1)
 
 
 async def quiet(engine: Engine, payers: Payers, within_s: float = QUIET_WITHIN_S) -> None:

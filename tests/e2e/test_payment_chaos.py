@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
 
 from tests.conftest import Engine
 from tests.crowd import audit
-from tests.payers import SETTINGS, Payers, open_sale
-from tests.payers_judged import counted, judge, quiet, retried
+from tests.payers import SETTINGS, Lived, Payers, open_sale
+from tests.payers_judged import connect, counted, judge, quiet, retried
 from tests.processes import pids
 
 KILLS = int(os.environ.get("FLASHSALE_PAYMENT_KILLS", "6"))
@@ -48,6 +49,9 @@ COUNTED = ("worker", SANDBOX)
 FAULTS = {"decline": 0.05, "delay_ms": 20, "charge_then_timeout": 0.05, "repeat": 0.2, "reorder": 0.2, "lose": 0.1}
 
 pytestmark = pytest.mark.chaos
+
+HELD = 10  # holds that expire while Valkey takes no change
+PAUSED_MS = 60_000
 
 
 def running(engine: Engine) -> dict[str, int]:
@@ -132,3 +136,66 @@ async def test_killed_workers_and_providers_charge_nobody_twice_and_lose_nothing
         print(f"{took_s:.0f} s, kills {dict(killed)}, {await counted(engine, 'payers')}, {dict(payers.counts)}")
         await payers.aclose()
     assert engine.stop() == 0
+
+
+@pytest.mark.parametrize("also", [(), ("valkey",), ("postgres",)], ids=["alone", "with Valkey", "with PostgreSQL"])
+async def test_a_worker_killed_between_the_expiry_and_the_release_brings_the_units_back_once(
+    make_engine: Callable[..., Engine], tmp_path: Path, also: tuple[str, ...]
+) -> None:
+    """Valkey answers reads and keeps changes waiting: the holds expire in the ledger, their units can't go back."""
+    engine = make_engine(**SETTINGS).start()
+    open_sale(engine, "night", tmp_path, hold_s=3)
+    valkey = redis.asyncio.from_url(json.loads((engine.data_dir / "run.json").read_text())["valkey"]["address"])
+    payers = Payers(engine, "night", SEED, lives=0)
+    async with payers:
+        orders = [order for order in [await placed(payers) for _ in range(3 * HELD)] if order is not None][:HELD]
+        for order in orders[::2]:
+            await payers.begin(order, "card")
+        ledger = await connect(engine)
+        await known(ledger, len(payers.orders))
+        await valkey.execute_command("CLIENT", "PAUSE", PAUSED_MS, "WRITE")
+        await expired(ledger, len(payers.orders))
+        waiting = await ledger.fetchval("SELECT count(*) FROM outbox WHERE kind = 'release'")
+        moved = await ledger.fetchval("SELECT count(*) FROM movement WHERE kind = 'release'")
+        await ledger.close()
+        assert (waiting > 0, moved) == (True, 0)
+        gone = await kill(engine, ("worker", *also))
+        if "valkey" not in also:
+            await valkey.execute_command("CLIENT", "UNPAUSE")
+        await valkey.aclose()
+        await back(engine, gone)
+    try:
+        await ended_well(engine, payers)
+        ledger = await connect(engine)
+        once = await ledger.fetch("SELECT order_id, count(*) = count(DISTINCT sku) FROM movement"
+                                  " WHERE kind = 'release' GROUP BY 1")  # fmt: skip
+        await ledger.close()
+        assert {row[0]: row[1] for row in once} == {order.id: True for order in payers.orders}
+    finally:
+        await payers.aclose()
+    assert engine.stop() == 0
+
+
+async def placed(payers: Payers) -> Lived | None:
+    """An order of the crowd's; None where it was sold out."""
+    order = payers.new_order()
+    status, told = await payers.order(order)
+    if status != 201:
+        return None
+    order.id, order.reserved_until = told["id"], told["reserved_until"]
+    payers.orders.append(order)
+    return order
+
+
+async def known(ledger: Any, orders: int) -> None:
+    """Returns when the ledger has so many orders."""
+    async with asyncio.timeout(BACK_WITHIN_S):
+        while await ledger.fetchval("SELECT count(*) FROM orders") < orders:  # noqa: ASYNC110  another process's state
+            await asyncio.sleep(0.02)
+
+
+async def expired(ledger: Any, orders: int) -> None:
+    """Returns when so many orders have expired."""
+    async with asyncio.timeout(BACK_WITHIN_S):
+        while await ledger.fetchval("SELECT count(*) FROM orders WHERE status = 'expired'") < orders:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
