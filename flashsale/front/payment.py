@@ -5,6 +5,8 @@ about to be paid, (2) the provider makes its object, under keys that follow from
 the provider answered. The same request again goes through the same phases and finds what the earlier one left.
 """
 
+import time
+from collections.abc import Awaitable, Callable
 from hashlib import blake2s
 
 import structlog
@@ -28,6 +30,8 @@ from flashsale.partners.payments.provider import (
 )
 from flashsale.sale.payment import RANK, IntentState
 from flashsale.sale.payment_methods import METHODS, offered
+
+CUT_OFF_S = 1.0  # a provider that is away is silent for longer, or refuses connections: the second call says the same
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +89,7 @@ async def _open(context: FrontContext, order: OrderRow, payment: PaymentRow, ask
         payable = Payable.of_order(
             order.id, order.market, payment.amount, payment.currency, payment.return_url, deadline_ms(order)
         )
-        opened = await provider.open(payable, payment.created_ms)
+        opened = await _ask(lambda: provider.open(payable, payment.created_ms))
         try:
             pay_url = await _pay_url(provider, opened, payment)
         except ProviderRefused:
@@ -107,6 +111,18 @@ async def _open(context: FrontContext, order: OrderRow, payment: PaymentRow, ask
         await payments.opened(connection, order.id, payment.created_ms, opened.session_id, opened.provider_id, pay_url)
         found = await payments.find(connection, order.id)
     return found or payment
+
+
+async def _ask(call: Callable[[], Awaitable[Opened]]) -> Opened:
+    """A call that was cut off at once is made a second time: a kept connection that the provider had just closed says
+    nothing of the provider, and no shopper need hear of it."""
+    began = time.monotonic()
+    try:
+        return await call()
+    except ProviderAway:
+        if time.monotonic() - began > CUT_OFF_S:
+            raise
+    return await call()
 
 
 async def _refuse_if_over(
