@@ -124,7 +124,9 @@ async def insert(
     await connection.execute(
         "INSERT INTO payment (order_id, sale, method, amount, currency, return_url, due_ms, created_ms, heard_ms)"
         " VALUES ($1, $2, $3, $4, $5, $6, $8, $7, $7) ON CONFLICT (order_id) DO UPDATE SET method = $3, amount = $4,"
-        " return_url = $6, session_id = NULL, provider_id = NULL, pay_url = NULL, state = 'open', rank = 0,"
+        " return_url = $6,"
+        " former = payment.former || array_remove(ARRAY[payment.session_id, payment.provider_id], NULL),"
+        " session_id = NULL, provider_id = NULL, pay_url = NULL, state = 'open', rank = 0,"
         " failure = NULL, attempt = NULL, todo = NULL, tries = 0, due_ms = $8, created_ms = $7,"
         " heard_ms = $7"
         " WHERE payment.state = 'closed' AND payment.authorised = 0",

@@ -96,6 +96,7 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::text[], $6::int8
      AS f (order_id, provider_id, state, rank, method, authorised, captured, capture_before_ms, failure, attempt,
            currency)
 WHERE p.order_id = f.order_id AND (p.provider_id IS NULL OR p.provider_id = f.provider_id)
+  AND (p.former IS NULL OR f.provider_id <> ALL (p.former))
   AND (f.currency IS NULL OR f.currency = p.currency)
   AND (f.rank > p.rank OR (f.rank = 0 AND p.rank = 0 AND f.state = 'failed' AND f.attempt IS DISTINCT FROM p.attempt))
 RETURNING p.order_id, p.rank, p.authorised, p.captured, p.amount, p.state, p.late, p.provider_id, p.method

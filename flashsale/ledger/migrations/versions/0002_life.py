@@ -47,6 +47,7 @@ CREATE TABLE payment (
     return_url  text,
     session_id  text   COLLATE "C",             -- the provider's checkout session and intent; NULL until it answered
     provider_id text   COLLATE "C",
+    former      text[] COLLATE "C",             -- those of earlier beginnings, closed unpaid: what they tell is over
     pay_url     text,
     state       text   COLLATE "C" NOT NULL DEFAULT 'open',
     rank        int2   NOT NULL DEFAULT 0,
