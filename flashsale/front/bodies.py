@@ -140,10 +140,10 @@ REFUND = Shape(RefundRequest, _some_money)
 async def read_body(request: web.Request, shape: Shape[_Request]) -> _Request:
     """The request in the body; where everything in it may be left out, no body is an empty one. Raises Refused:
     unsupported-media-type, malformed, invalid-request."""
-    decode = _decoder(request, shape)
     body = await request.read()
     try:
-        return decode(body) if body else shape.from_json(b"{}")
+        # Clients name a type for no body, too.
+        return _decoder(request, shape)(body) if body else shape.from_json(b"{}")
     except MalformedBody as fault:
         raise Refused("malformed", f"The body can't be decoded: {fault}") from None
     except InvalidBody as fault:
