@@ -40,6 +40,7 @@ class IntentFact(NamedTuple):
     """What the provider tells of an order's intent."""
 
     order: str
+    intent: str
     state: str
     authorised: int
     captured: int
@@ -82,10 +83,12 @@ class Intent:
 
     def fact(self, order: str) -> IntentFact:
         state = FAILED if self.state == OPEN and self.attempt is not None else self.state
-        return IntentFact(order, state, self.authorised, self.captured, self.attempt if state == FAILED else None)
+        return IntentFact(
+            order, self.id, state, self.authorised, self.captured, self.attempt if state == FAILED else None
+        )
 
 
-@dataclass
+@dataclass(eq=False)
 class Refund:
     order: str
     amount: int
@@ -113,6 +116,7 @@ class Payment:
     known: bool = False  # which intent it is
     attempt: str | None = None
     attempts: set[str] = field(default_factory=set)
+    former: set[str] = field(default_factory=set)  # intents that were closed unpaid before this beginning
 
     @property
     def rank(self) -> int:
@@ -167,7 +171,7 @@ class Order:
         return LETTERS[self.status].upper() if self.extended else LETTERS[self.status]
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """An outbox row: `orders`: (order, SKU -> units, quota too, letter)."""
 
@@ -376,8 +380,11 @@ class Model:
             raise Refused("not-payable")
         if payment is None:
             order.payment = Payment(self.owed(order))
-        elif payment.todo == "close" or payment.state == CLOSED:
-            raise Refused("not-payable")  # nobody can pay it any more
+        elif payment.state == CLOSED and not payment.authorised:
+            former = {self.intents.pop(order_id).id} if order_id in self.intents else set()
+            order.payment = Payment(self.owed(order), former=payment.former | former)
+        elif payment.todo == "close":
+            raise Refused("not-payable")  # the hold has run out
 
     def opened(self, order_id: str) -> None:
         payment = self.orders[order_id].payment
@@ -525,29 +532,44 @@ class Model:
 
     def apply(self, facts: Sequence[Fact], answered: bool = False) -> None:
         """A batch of events, or of answers to calls and polls (`answered`)."""
-        newest: dict[str, IntentFact] = {}
+        newest: dict[tuple[str, str], IntentFact] = {}
         for fact in facts:
             if isinstance(fact, IntentFact):
-                known = newest.get(fact.order)
+                known = newest.get((fact.order, fact.intent))
                 if known is None or (RANKS[fact.state], fact.state == FAILED) >= (
                     RANKS[known.state],
                     known.state == FAILED,
                 ):
-                    newest[fact.order] = fact
-        for fact in newest.values():
+                    newest[fact.order, fact.intent] = fact
+        paid_at_once = Row("status", [])
+        self.outbox.append(paid_at_once)
+        for fact in sorted(newest.values(), key=self._is_out_of_the_common):
             order = self.orders[fact.order]
             payment = order.payment
-            if payment is None or self._apply_intent(order, payment, fact) or not answered:
+            common = not self._is_out_of_the_common(fact)
+            changed = payment is not None and self._apply_intent(order, payment, fact)
+            if changed and common:
+                paid_at_once.orders += self.outbox.pop().orders
+            if payment is None or changed or not answered:
                 continue
             if payment.rank < 2 and order.status in OVER:
                 payment.todo = "close"
+        if not paid_at_once.orders:
+            self.outbox.remove(paid_at_once)
         for fact in facts:
             if isinstance(fact, RefundFact) and fact.refund in self.refunds:
                 self._apply_refund(fact)
             elif isinstance(fact, DisputeFact):
                 self._apply_dispute(fact)
 
+    def _is_out_of_the_common(self, fact: IntentFact) -> bool:
+        """Anything but the payment in full of a reserved order: those of a batch are told in one row."""
+        order = self.orders[fact.order]
+        return fact.state not in (AUTHORISED, CAPTURED) or order.status != "reserved" or bool(order.refunded)
+
     def _apply_intent(self, order: Order, payment: Payment, fact: IntentFact) -> bool:
+        if fact.intent in payment.former:
+            return False
         declined = fact.state == FAILED and payment.rank == 0 and fact.attempt not in payment.attempts
         if RANKS[fact.state] <= payment.rank and not declined:
             return False

@@ -120,8 +120,8 @@ CRASHES: Mapping[str, Point] = {
 
 
 @contextlib.contextmanager
-def dying(point: Point, calls: list[int]) -> Iterator[None]:
-    """`calls` counts how often the work was done."""
+def dying(point: Point) -> Iterator[None]:
+    """Whoever comes to the point dies."""
     if point.owner is None:
         yield
         return
@@ -155,6 +155,15 @@ class Desk:
         assert answer.status in (200, 303), (method, path, answer.status, text[:500])
         return json.loads(text) if answer.getheader("Content-Type", "").startswith("application/json") else None
 
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """What is changed at the provider is changed, and not answered."""
+        self.ask("POST", "/sandbox/faults", {"charge_then_timeout": 1})
+        try:
+            yield
+        finally:
+            self.ask("POST", "/sandbox/faults", {})
+
     def listed(self, what: str, **filters: str) -> list[dict[str, Any]]:
         """The newest objects of a kind, newest first; with ending_before all behind that one."""
         query = urllib.parse.urlencode({"limit": 100, **filters})
@@ -172,6 +181,7 @@ class LifeUnderTest(Shop):
         super().__init__(redis_url, database_url)
         self.sandbox = sandbox
         self.crashes: Counter[str] = Counter()
+        self.reached: Counter[str] = Counter()
         self.taken = 0
         self._last_event = ""
 
@@ -181,10 +191,12 @@ class LifeUnderTest(Shop):
         self.pool = Ledger(self.database_url, timeout_s=5)
         self.provider = StripeProvider(API_KEY, self.sandbox.url, timeout_s=5, return_url="http://shop.test/")
         self._duties: list[Any] = []
-        provider_calls.now_ms = self.now_ms  # by the test's own clock
+        self._own_clock = patch.object(provider_calls, "now_ms", self.now_ms)
+        self._own_clock.start()
         return self
 
     async def __aexit__(self, *fault: Any) -> None:
+        self._own_clock.stop()
         await self._close_duties()
         await self.provider.aclose()
         await self.pool.close()
@@ -322,11 +334,10 @@ class LifeUnderTest(Shop):
             order_id, "SG", payment.amount, payment.currency, None, order.journal_ms + order.hold_ms
         )
         if crash == "payment: opened at the provider, no answer came":
-            self.desk.ask("POST", "/sandbox/faults", {"charge_then_timeout": 1})
-            with contextlib.suppress(ProviderAway):
-                await self.provider.open(payable, payment.created_ms)
-                raise AssertionError("it answered")
-            self.desk.ask("POST", "/sandbox/faults", {})
+            with contextlib.suppress(ProviderAway), self.desk.silence():
+                opened = await self.provider.open(payable, payment.created_ms)
+                # It was opened before, in other words (the order was extended since): nothing was changed now.
+                self.model.open(order_id, opened.session_id, opened.provider_id or "")
             return await self.died(crash)
         opened = await self.provider.open(payable, payment.created_ms)
         self.model.open(order_id, opened.session_id, opened.provider_id or "")
@@ -342,8 +353,8 @@ class LifeUnderTest(Shop):
             return
         self.desk.ask("POST", f"/c/pay/{intent.session}", {"method": method, "action": action})
         if action == "decline":
-            self.declines[order_id] += 1
-            intent.attempt = str(self.declines[order_id])
+            self.declines[intent.id] += 1
+            intent.attempt = str(self.declines[intent.id])
             return
         intent.wallet = method != "card"
         intent.state = life_model.CAPTURED if intent.wallet else life_model.AUTHORISED
@@ -395,7 +406,7 @@ class LifeUnderTest(Shop):
         if not items:
             return
         try:
-            with dying(CRASHES[crash] if crash else Point(), []):
+            with dying(CRASHES[crash] if crash else Point()):
                 await ledger_writer.store_entries(self.ledger, known, items)
         except Crash:
             return await self.died(crash)
@@ -454,7 +465,7 @@ class LifeUnderTest(Shop):
             self._last_event = fresh[0]["id"]
         for event in reversed(fresh):
             fact = self._fact(event)
-            if fact is not None and (not isinstance(fact, IntentFact) or fact.order in self.model.intents):
+            if fact is not None and (not isinstance(fact, IntentFact) or fact.order in self.model.orders):
                 self.events.append((fact, json.dumps(event).encode()))
 
     def _fact(self, event: dict[str, Any]) -> Fact | None:
@@ -469,23 +480,24 @@ class LifeUnderTest(Shop):
             state = found["status"] if found["status"] in ("won", "lost") else "open"
             return DisputeFact(orders[0], state) if orders else None
         order = found["metadata"]["order"]
+        intent = found["payment_intent"] if of == "checkout.session" else found["id"]
         if kind.startswith("checkout.session."):
             if found["status"] != "complete":
-                return IntentFact(order, life_model.OPEN, 0, 0, None)
+                return IntentFact(order, intent, life_model.OPEN, 0, 0, None)
             if found["payment_status"] != "paid":
-                return IntentFact(order, life_model.PROCESSING, 0, 0, None)
-            return IntentFact(order, life_model.CAPTURED, found["amount_total"], found["amount_total"], None)
+                return IntentFact(order, intent, life_model.PROCESSING, 0, 0, None)
+            return IntentFact(order, intent, life_model.CAPTURED, found["amount_total"], found["amount_total"], None)
         if kind == "payment_intent.payment_failed":
-            self._failed[order] += 1
-            return IntentFact(order, life_model.FAILED, 0, 0, str(self._failed[order]))
+            self._failed[intent] += 1
+            return IntentFact(order, intent, life_model.FAILED, 0, 0, str(self._failed[intent]))
         match found["status"]:
             case "requires_capture":
-                return IntentFact(order, life_model.AUTHORISED, found["amount_capturable"], 0, None)
+                return IntentFact(order, intent, life_model.AUTHORISED, found["amount_capturable"], 0, None)
             case "succeeded":
-                return IntentFact(order, life_model.CAPTURED, found["amount"], found["amount_received"], None)
+                return IntentFact(order, intent, life_model.CAPTURED, found["amount"], found["amount_received"], None)
             case "canceled":
-                return IntentFact(order, life_model.CLOSED, 0, 0, None)
-        return IntentFact(order, life_model.OPEN, 0, 0, None)
+                return IntentFact(order, intent, life_model.CLOSED, 0, 0, None)
+        return IntentFact(order, intent, life_model.OPEN, 0, 0, None)
 
     async def webhooks(self, chosen: Sequence[int], *, again: bool, together: bool) -> None:
         """Some events arrive, in this order: of those not heard before, or (`again`) of those that were."""
@@ -537,7 +549,7 @@ class LifeUnderTest(Shop):
             return
         self.clock_ms = max(self.clock_ms, until_ms)
         try:
-            with dying(CRASHES[crash] if crash else Point(), []):
+            with dying(CRASHES[crash] if crash else Point()):
                 await self.expiry.sweep(self.ledger, until_ms)
         except Crash:
             return await self.died(crash)
@@ -564,11 +576,8 @@ class LifeUnderTest(Shop):
         if crash == "calls: claimed, provider not asked":
             return await self.died(crash)
         silent = crash == "calls: done at the provider, no answer came"
-        if silent:
-            self.desk.ask("POST", "/sandbox/faults", {"charge_then_timeout": 1})
-        answers = await asyncio.gather(*(self.calls_._ask(*row) for row in claimed))
-        if silent:
-            self.desk.ask("POST", "/sandbox/faults", {})
+        with self.desk.silence() if silent else contextlib.nullcontext():
+            answers = await asyncio.gather(*(self.calls_._ask(*row) for row in claimed))
         facts: list[Fact] = []
         opened: list[str] = []
         for answer in answers:
@@ -592,7 +601,7 @@ class LifeUnderTest(Shop):
         if crash == "calls: answered, not applied":
             return await self.died(crash)
         try:
-            with dying(CRASHES[crash] if crash else Point(), []):
+            with dying(CRASHES[crash] if crash else Point()):
                 await self.calls_._store(self.ledger, list(answers))
         except Crash:
             return await self.died(crash)
@@ -617,19 +626,18 @@ class LifeUnderTest(Shop):
             await self.jobs_.handle(refund_id)
             return await self._end_job(refund_id)
         legal = self.model.refund_at_provider(refund_id)
-        if crash == "refund: done at the provider, no answer came":
-            self.desk.ask("POST", "/sandbox/faults", {"charge_then_timeout": 1})
+        silent = crash == "refund: done at the provider, no answer came"
         again = False
         try:
-            with dying(CRASHES[crash] if crash else Point(), []):
+            with (
+                dying(CRASHES[crash] if crash else Point()),
+                self.desk.silence() if silent else contextlib.nullcontext(),
+            ):
                 await self.jobs_.handle(refund_id)
         except RetryRequested:
             again = True
         except Crash:
             return await self.died(crash)
-        finally:
-            if crash == "refund: done at the provider, no answer came":
-                self.desk.ask("POST", "/sandbox/faults", {})
         status = await self.ledger.fetchval("SELECT status FROM refund WHERE id = $1", refund_id)
         assert status in legal | {"pending"}, (status, legal)
         if status == "pending":
@@ -649,7 +657,7 @@ class LifeUnderTest(Shop):
             await self.valkey.flushall()
             self.model.lose_valkey()
             self.requests = {key: value for key, value in self.requests.items() if key in self.model.orders}
-        with contextlib.suppress(Crash), dying(CRASHES[crash] if crash else Point(), []):
+        with contextlib.suppress(Crash), dying(CRASHES[crash] if crash else Point()):
             await self.recover(force=True)
         if crash:
             await self.died(crash)
@@ -777,7 +785,9 @@ class LifeUnderTest(Shop):
             payment, known = order.payment, model.intents.get(order.id)
             if payment is None or known is None:
                 continue
-            (found,) = intents[order.id]
+            for former in intents[order.id]:
+                assert former["id"] == known.id or former["status"] == "canceled", "one intent at a time"
+            (found,) = [each for each in intents[order.id] if each["id"] == known.id]
             charges = self.desk.listed("charges", payment_intent=known.id)
             assert sum(charge["captured"] for charge in charges) <= 1, "captured twice"
             back = self.desk.listed("refunds", payment_intent=known.id)
@@ -793,6 +803,17 @@ class LifeUnderTest(Shop):
                 assert short == 0, (order.id, short, payment)
             if order.status in life_model.OVER:
                 assert found["status"] in ("succeeded", "canceled"), "nobody can pay an order that is over"
+
+    def count(self) -> None:
+        """What became of this sale's orders."""
+        model = self.model
+        self.reached.update(f"order {order.status}" for order in model.orders.values())
+        paid = [order.payment for order in model.orders.values() if order.payment is not None]
+        self.reached.update(f"late {payment.late}" for payment in paid if payment.late)
+        self.reached.update(f"dispute {payment.dispute}" for payment in paid if payment.dispute)
+        self.reached.update("begun anew" for payment in paid if payment.former)
+        self.reached.update(f"refund {refund.status}" for refund in model.refunds.values())
+        self.reached.update(f"return {asked.status}" for asked in model.returns.values())
 
     async def audited(self) -> None:
         report = await audit.audit(self.redis_url, self.database_url)
