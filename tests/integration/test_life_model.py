@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -407,6 +407,8 @@ def test_orders_live_as_the_model_says(valkey_memory: ValkeyServer, ledger: str,
                     max_examples=max(1, STEPS // STEPS_AN_EXAMPLE),
                     stateful_step_count=STEPS_AN_EXAMPLE,
                     deadline=None,
+                    # A failure is said at once; FLASHSALE_LIFE_SHRINK=1 looks, for minutes, for a shorter way to it.
+                    phases=[Phase.generate, *([Phase.shrink] if os.environ.get("FLASHSALE_LIFE_SHRINK") else [])],
                     suppress_health_check=list(HealthCheck),
                     database=None,
                 ),
