@@ -40,7 +40,8 @@ class PaymentRow:
     capture_before_ms: int | None
     late: str | None
     dispute: str | None
-    dispute_id: str | None
+    disputes: list[str] | None  # that are open
+    decided: list[str] | None  # that are over
     failure: str | None
     attempt: str | None
     todo: str | None

@@ -50,9 +50,6 @@ class DisputeState(StrEnum):
     LOST = "lost"
 
 
-DISPUTE_RANK: Mapping[DisputeState, int] = {DisputeState.OPEN: 0, DisputeState.WON: 1, DisputeState.LOST: 1}
-
-
 class PaymentFact(NamedTuple):
     """An intent at some moment; amounts in minor units of the order's currency. `authorised` is all that was ever
     authorised (for a wallet what was captured), `attempt` names the charge that a decline is about, `source` the

@@ -19,7 +19,6 @@ from flashsale.ledger.life.sweeps import OUTBOX_ORDERS, lapse
 from flashsale.ledger.pool import Connection
 from flashsale.sale.lifecycle import Status
 from flashsale.sale.payment import (
-    DISPUTE_RANK,
     RANK,
     REFUND_RANK,
     DisputeFact,
@@ -89,6 +88,7 @@ UPDATE payment AS p SET
     released = CASE WHEN f.rank = 3 THEN greatest(p.authorised, f.authorised) - f.captured ELSE 0 END,
     capture_before_ms = coalesce(f.capture_before_ms, p.capture_before_ms),
     failure = f.failure, attempt = coalesce(f.attempt, p.attempt), heard_ms = $10, tries = 0,
+    declined = CASE WHEN f.state = 'failed' THEN p.declined || coalesce(f.attempt, '') ELSE p.declined END,
     todo = CASE WHEN f.rank >= 2 THEN NULL ELSE p.todo END,
     due_ms = CASE WHEN f.rank = 3 THEN NULL WHEN f.rank = 2 THEN f.capture_before_ms - $11 ELSE p.due_ms END
 FROM unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::text[], $6::int8[], $7::int8[], $8::int8[],
@@ -98,7 +98,8 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::int2[], $5::text[], $6::int8
 WHERE p.order_id = f.order_id AND (p.provider_id IS NULL OR p.provider_id = f.provider_id)
   AND (p.former IS NULL OR f.provider_id <> ALL (p.former))
   AND (f.currency IS NULL OR f.currency = p.currency)
-  AND (f.rank > p.rank OR (f.rank = 0 AND p.rank = 0 AND f.state = 'failed' AND f.attempt IS DISTINCT FROM p.attempt))
+  AND (f.rank > p.rank OR (f.rank = 0 AND p.rank = 0 AND f.state = 'failed'
+       AND (p.declined IS NULL OR coalesce(f.attempt, '') <> ALL (p.declined))))
 RETURNING p.order_id, p.rank, p.authorised, p.captured, p.amount, p.state, p.late, p.provider_id, p.method
 """
 
@@ -315,13 +316,20 @@ async def _apply_dispute(connection: Connection, fact: DisputeFact, now_ms: int,
     change = await Change.begin(connection, order_id, now_ms)
     payment = change.payment
     assert payment is not None  # noqa: S101  found above
-    same = payment.dispute_id == fact.dispute_id
-    if same and payment.dispute is not None and DISPUTE_RANK[DisputeState(payment.dispute)] >= DISPUTE_RANK[fact.state]:
+    opens = fact.state is DisputeState.OPEN
+    disputes, decided = payment.disputes or [], payment.decided or []
+    if fact.dispute_id in decided or (opens and fact.dispute_id in disputes):
         applied.duplicate += 1
         return
     applied.disputes += 1
-    await change.pay(dispute=fact.state.value, dispute_id=fact.dispute_id)
-    event = "dispute.opened" if fact.state is DisputeState.OPEN else "dispute.closed"
+    disputes = [other for other in disputes if other != fact.dispute_id]
+    if opens:
+        disputes = [*disputes, fact.dispute_id]
+    else:
+        decided = [*decided, fact.dispute_id]
+    shown = DisputeState.OPEN if disputes else fact.state
+    await change.pay(dispute=shown.value, disputes=disputes, decided=decided)
+    event = "dispute.opened" if opens else "dispute.closed"
     detail = {"dispute": fact.dispute_id, "amount": fact.amount, "state": fact.state.value, "source": fact.source}
     await change.record(event, detail)
     await change.settle("dispute")

@@ -61,9 +61,11 @@ CREATE TABLE payment (
     capture_before_ms int8,
     late        text   COLLATE "C",             -- paid after expiry: asked (for the units), taken, refused
     dispute     text   COLLATE "C",             -- open, won, lost
-    dispute_id  text   COLLATE "C",
+    disputes    text[] COLLATE "C",             -- those that are open, and those that are over: a payment may be
+    decided     text[] COLLATE "C",             -- disputed again
     failure     text,
     attempt     text   COLLATE "C",             -- the charge that failed last
+    declined    text[] COLLATE "C",             -- all that failed: each is told once
     todo        text   COLLATE "C",             -- to ask of the provider: close, release, capture
     todo_amount int8,
     due_ms      int8,                           -- when it is to be asked next; NULL: it need not be

@@ -1,4 +1,4 @@
-"""A payment that the provider closed unpaid begins anew: what is told of its first intent is over."""
+"""What the provider told of earlier tries, and tells again later: it changes nothing of what came after them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from flashsale.embedded import ValkeyServer
-from flashsale.ledger import life, payments
-from flashsale.sale.payment import IntentState, PaymentFact
+from flashsale.ledger import history, life, payments
+from flashsale.sale.payment import DisputeFact, DisputeState, IntentState, PaymentFact
 from tests.integration.life import Life
 from tests.integration.shop import FAN
 
@@ -49,3 +49,35 @@ async def test_an_event_of_the_closed_intent_that_comes_again_does_not_take_the_
     assert payment is not None and (payment.provider_id, payment.state) == ("pi_third", "open")
     assert (await told(shop, order_id, "pi_third", IntentState.AUTHORISED, payment.amount)).paid == 1
     assert await shop.status(order_id) == "paid"
+
+
+async def test_a_decline_that_is_told_again_after_a_later_one_changes_nothing(shop: Life) -> None:
+    outcome, order_id = await shop.buy("ann", (FAN, 1))
+    assert outcome == "A"
+    await shop.write()
+    await shop.begin_payment(order_id)
+    changed = []
+    for attempt in ("ch_1", "ch_2", "ch_1", "ch_2"):
+        fact = PaymentFact(order_id, "pi_1", IntentState.FAILED, "card", 0, 0, None, "declined", attempt, "evt_1")
+        async with shop.ledger.transaction():
+            changed.append((await life.apply_facts(shop.ledger, [fact], await shop.now_ms())).failed)
+    assert changed == [1, 1, 0, 0]
+    assert [entry.event for entry in await history.of_order(shop.ledger, order_id)] == ["payment.failed"] * 2
+
+
+async def test_a_dispute_that_was_decided_does_not_decide_a_later_one(shop: Life) -> None:
+    outcome, order_id = await shop.buy("ann", (FAN, 1))
+    assert outcome == "A"
+    await shop.write()
+    await shop.begin_payment(order_id)
+    await shop.pay(order_id)
+    seen = []
+    told = ("A open", "B open", "A won", "A won", "A open", "B won", "C won", "C open", "B open", "D lost")
+    for dispute, state in (each.split() for each in told):
+        fact = DisputeFact(f"pi_{order_id}", f"dp_{dispute}", DisputeState(state), 1000, "evt_1")
+        async with shop.ledger.transaction():
+            await life.apply_facts(shop.ledger, [fact], await shop.now_ms())
+        payment = await payments.find(shop.ledger, order_id)
+        assert payment is not None
+        seen.append(payment.dispute)
+    assert seen == ["open"] * 5 + ["won"] * 4 + ["lost"]
