@@ -54,6 +54,7 @@ class RefundFact(NamedTuple):
 
 class DisputeFact(NamedTuple):
     order: str
+    dispute: str
     state: str
 
 
@@ -110,6 +111,8 @@ class Payment:
     goodwill: int = 0
     late: str | None = None
     dispute: str | None = None
+    disputes: set[str] = field(default_factory=set)  # that are open
+    decided: set[str] = field(default_factory=set)
     todo: str | None = None
     todo_amount: int | None = None
     opened: bool = False
@@ -636,9 +639,16 @@ class Model:
     def _apply_dispute(self, fact: DisputeFact) -> None:
         order = self.orders[fact.order]
         payment = order.payment
-        if payment is None or not payment.known or payment.dispute in ("won", "lost", fact.state):
+        if payment is None or not payment.known or fact.dispute in payment.decided:
             return
-        payment.dispute = fact.state
+        if fact.state == "open" and fact.dispute in payment.disputes:
+            return
+        if fact.state == "open":
+            payment.disputes.add(fact.dispute)
+        else:
+            payment.disputes.discard(fact.dispute)
+            payment.decided.add(fact.dispute)
+        payment.dispute = "open" if payment.disputes else fact.state
         self._record(order)
         self._settle(order)
 

@@ -389,7 +389,7 @@ class LifeUnderTest(Shop):
         intent = self.model.intents.get(order_id)
         if intent is None or intent.state != life_model.CAPTURED:
             return
-        if intent.dispute is None:
+        if intent.dispute in (None, "won"):
             made = self.desk.ask("POST", f"/sandbox/intents/{intent.id}/dispute", {})
             intent.dispute, intent.dispute_id = "open", made["id"]
         elif intent.dispute == "open":
@@ -478,7 +478,7 @@ class LifeUnderTest(Shop):
         if kind.startswith("charge.dispute."):
             orders = [key for key, intent in self.model.intents.items() if intent.id == found["payment_intent"]]
             state = found["status"] if found["status"] in ("won", "lost") else "open"
-            return DisputeFact(orders[0], state) if orders else None
+            return DisputeFact(orders[0], found["id"], state) if orders else None
         order = found["metadata"]["order"]
         intent = found["payment_intent"] if of == "checkout.session" else found["id"]
         if kind.startswith("checkout.session."):

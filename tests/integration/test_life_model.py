@@ -35,6 +35,7 @@ from tests.payments_sandbox import Sandbox
 
 STEPS = int(os.environ.get("FLASHSALE_LIFE_STEPS", "400"))
 STEPS_AN_EXAMPLE = 50
+FULL_STEPS = 20_000
 SHOPPERS = ("ann", "ben", "cho")
 FATES = ("reserved", "reserved", "approved", "declined", "paid", "shipped", "delivered")
 METHODS = ("card", "alipay", "grabpay")
@@ -289,8 +290,21 @@ class Machine(RuleBasedStateMachine):
     def webhooks(self, chosen: list[int], again: bool, together: bool) -> None:
         self.step("webhooks", self.shop.webhooks(chosen, again=again, together=together))
 
-    @rule(number=which, method=st.sampled_from(METHODS), sold=st.booleans())
-    def pay_late(self, number: int, method: str, sold: bool) -> None:
+    @rule(number=which, method=st.sampled_from(METHODS), heard=st.lists(st.integers(0, 3), min_size=2, max_size=4))
+    def decline_twice(self, number: int, method: str, heard: list[int]) -> None:
+        """And the events of it come again, one by one."""
+        shop, order_id = self.shop, self.order(number, "open")
+        for _ in range(2):
+            self.steps["decline"] += 1
+            shop.approve(order_id, method, "decline")
+            self.step("webhooks", shop.webhooks(range(20), again=False, together=False))
+            self.step("apply_events", shop.apply_events())
+        for place in heard:
+            self.step("webhooks", shop.webhooks([len(shop.told) - 1 - place], again=True, together=False))
+            self.step("apply_events", shop.apply_events())
+
+    @rule(number=which, method=st.sampled_from(METHODS), sold=st.booleans(), crash=crash("outbox:"))
+    def pay_late(self, number: int, method: str, sold: bool, crash: str) -> None:
         """After expiry, and perhaps after others bought what there was."""
         shop, order_id = self.shop, self.order(number, "open")
         if order_id not in shop.model.intents:
@@ -304,6 +318,9 @@ class Machine(RuleBasedStateMachine):
                     self.step("reserve", shop.reserve(f"crowd-{place}-{_}", {sku: 2 if sku != 1 else 3}))
         self.steps["approve"] += 1
         shop.approve(order_id, method, "pay")
+        self.step("webhooks", shop.webhooks(range(20), again=False, together=True))
+        self.step("apply_events", shop.apply_events())
+        self.step("dispatch", shop.dispatch(crash))
 
     @rule(number=which, restock=st.booleans(), quota=st.booleans())
     def give_back(self, number: int, restock: bool, quota: bool) -> None:
@@ -384,6 +401,11 @@ class Machine(RuleBasedStateMachine):
         async def end() -> None:
             await shop.drain()
             await shop.compare()
+            if self.steps["examples"] % 2:
+                deadlines = [order.deadline for order in shop.model.orders.values()]
+                await shop.sweep(max([shop.now_ms(), *deadlines]) + GRACE_MS)
+                await shop.drain()
+                await shop.compare()
             shop.compare_money()
             if self.steps["examples"] % 5 == 0:
                 await shop.audited()
@@ -422,3 +444,5 @@ def test_orders_live_as_the_model_says(valkey_memory: ValkeyServer, ledger: str,
             print("steps: ", dict(steps.most_common()))
             print("came to:", dict(sorted(shop.reached.items())))
             print("crashes:", dict(sorted(shop.crashes.items())))
+    if STEPS >= FULL_STEPS:
+        assert shop.crashes.keys() == CRASHES.keys(), "every named point was come to"
