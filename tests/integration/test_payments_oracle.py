@@ -153,7 +153,12 @@ DIFFERENT: dict[str, str] = {
     "code": "localstripe names none but card_declined",
     "type": "of errors: localstripe says invalid_request_error of all; the library reads a 402 as a card's",
     "message": "words for people",
+    "balance_transaction": "localstripe 1.15.4 makes one for a charge that is not captured",
     "metadata": "of charges: Stripe copies the intent's when it makes the charge",
+}
+# Steps that localstripe lets pass, and what the API does.
+ALLOWED: dict[str, str] = {
+    "declined": "localstripe 1.15.4 answers 200 and an intent that waits for another method; the API refuses with 402",
 }
 # Steps whose bodies are not compared.
 ONLY_STATUS: dict[str, str] = {
@@ -224,7 +229,10 @@ def test_the_same_story_ends_the_same(sandbox: Sandbox, oracle: stripe.StripeCli
     found = []
     for name, (status, body) in theirs.items():
         our_status, our_body = ours[name]
-        if our_status != status:
+        if name in ALLOWED:
+            assert our_status == 402
+            assert our_body["payment_intent"]["status"] == (body.get("payment_intent") or body)["status"]
+        elif our_status != status:
             found.append(f"{name}: status {our_status}, not {status}: {our_body}")
         elif name in ONLY_STATUS:
             shape = [(len(page["data"]), page["has_more"], page["url"], page["object"]) for page in (our_body, body)]
@@ -234,7 +242,7 @@ def test_the_same_story_ends_the_same(sandbox: Sandbox, oracle: stripe.StripeCli
     assert not found, "\n".join(found)
     # What it is worth: that many answers of both were compared, refusals among them.
     assert sum(status == 200 for status, _ in theirs.values()) >= 12
-    assert {status for status, _ in theirs.values()} == {200, 400, 402, 404}
+    assert {status for status, _ in theirs.values()} >= {200, 400, 404}
 
 
 # What the sandbox says though the library's types don't: null by the API's reference, or of the sandbox alone.
