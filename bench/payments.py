@@ -18,7 +18,7 @@ from typing import Any
 from bench.bench import Bench
 from bench.engine import Cpu, Engine
 from bench.load import CONNECTIONS, order_body, write_plan
-from bench.machine import OTHER_CORE, BenchFault, spawn, stop, wait_for
+from bench.machine import FRONT_CORE, OTHER_CORE, BenchFault, pin, spawn, stop, wait_for
 
 FIGURES = ("payments", "payment-cpu")
 WEBHOOKS = Path(__file__).with_name("webhooks.lua")
@@ -32,6 +32,8 @@ def measure(bench: Bench, wanted: frozenset[str]) -> None:
     """Each repeat: a load of orders until all are in the ledger, then as many webhooks until all are paid."""
     for _ in range(bench.repeat):
         with Engine(bench.new_folder("payments"), payments_backlog_max_bytes=BACKLOG) as engine:
+            # Over both loads: a payment is the worker's and PostgreSQL's work more than the front's.
+            pin(engine.pids("worker"), FRONT_CORE)
             template = _real_event(bench, engine)
             bench.load_engine(engine, 1)
             orders = bench.load_engine(engine)
