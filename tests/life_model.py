@@ -677,6 +677,15 @@ class Model:
         known = self.intents.setdefault(order_id, Intent(session, intent, payment.amount))
         assert (known.session, known.id) == (session, intent), "one session an order"
 
+    def silent(self) -> list[str]:
+        """Orders whose payment is to be asked about: something is wanted of the provider, or may not have been told."""
+        return [
+            order.id
+            for order in self.orders.values()
+            if order.payment is not None
+            and (order.payment.todo or order.payment.rank < 2 or self.intents[order.id].state != order.payment.state)
+        ]
+
     def ask(self, order_id: str) -> Fact | None:
         """What is wanted of the provider is done there; its answer. None: nothing is asked this time."""
         order = self.orders[order_id]
