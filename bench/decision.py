@@ -26,6 +26,7 @@ from bench.machine import FRONT_CORE, OTHER_CORE, BenchFault, pin
 from bench.yardsticks import Valkey
 from flashsale.reservation import keys
 from flashsale.reservation.scripts import Script
+from flashsale.sale.priced import PLAIN
 
 FIGURES = ("decision-quota", "decision-free", "decision-quota-same", "decision-free-same")
 BATCH = 256
@@ -189,5 +190,5 @@ def _record(order_id: bytes, sku: int) -> bytes:
     """A journal record as the front writes it for an order of one line without optional fields."""
     return (
         b"%b\t1\tb17-%d\tbench-3f1c9a52-7d5e-4b0a-123456\tSG\tdirect\t\\N\t\\N\t{%d}\t{1}\t{89900}\t89900\tSGD\t1"
-        b"\t\\\\x0123456789abcdef\t900000\n"
+        b"\t\\\\x0123456789abcdef\t900000" + PLAIN.encode() + b"\n"
     ) % (order_id, 100_000 + sku, sku)

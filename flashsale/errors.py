@@ -46,6 +46,11 @@ PROBLEMS: dict[str, Problem] = {
         "Send `Authorization: Bearer …` with a token that has not expired; `flashsale token shopper ID` prints one.",
     ),
     "forbidden": Problem(403, "This token may not do that", "Use a token of the role that `detail` names."),
+    "not-granted": Problem(
+        403,
+        "The recipient has not let this agent order",
+        "Have the recipient sign a grant: POST /v1/shoppers/me/grants with the agent's id.",
+    ),
     "sale-not-open": Problem(
         403, "The sale is not open yet", "Send the same order with the same key again after `Retry-After` seconds.", 1
     ),
@@ -103,6 +108,19 @@ PROBLEMS: dict[str, Problem] = {
         "The payment is disputed",
         "The shopper's bank decides first: a disputed payment is not refunded meanwhile. The order shows the outcome.",
     ),
+    "lane-full": Problem(
+        409, "The lane takes no more parcels for that day", "Choose one of `lanes`: they have room on the days given."
+    ),
+    "import-limit-exceeded": Problem(
+        409,
+        "Over the import limit of the buyer's identity",
+        "Order goods of at most `left`; `limit` is that of one order or of the calendar year.",
+    ),
+    "already-packed": Problem(409, "The order is packed", "`package` and `tracking` are those of its parcel."),
+    "not-packed": Problem(409, "The order is not packed yet", "POST /v1/channels/{channel}/orders/{id}/pack first."),
+    "stock-changed": Problem(
+        409, "The stock is not what was expected", "Read it again; `stock` is what it is now, and compare with that."
+    ),
     "sale-closed": Problem(410, "The sale is closed", "Nothing more is sold in this sale. GET /v1/sales lists others."),
     "too-large": Problem(
         413, "The body is too large", "Send a body of at most 256 KiB; an order has at most 20 lines."
@@ -114,6 +132,19 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "invalid-order": Problem(422, "The order is not valid", "Mend each field named in `fields`."),
     "invalid-request": Problem(422, "The request's body is not valid", "Mend each field named in `fields`."),
+    "lane-unavailable": Problem(
+        422, "The lane does not carry this order", "Choose one of `lanes`, or leave `lane` out for the default one."
+    ),
+    "not-sold-here": Problem(
+        422,
+        "Not sold in this market, channel or season",
+        "Leave out the SKUs named, or choose another market: POST /v1/quotes tells beforehand.",
+    ),
+    "identity-unverified": Problem(
+        422,
+        "An import needs the buyer's verified identity",
+        "POST /v1/shoppers/me/identity, and send the `identity` that it answers with the order.",
+    ),
     "method-unavailable": Problem(
         422, "This payment method is not offered here", "Choose one of `methods`: those of the order's market."
     ),

@@ -19,7 +19,7 @@ import orjson
 from flashsale.errors import Refused
 
 ISSUER = AUDIENCE = "flashsale"
-ROLES = ("shopper", "admin")
+ROLES = ("shopper", "admin", "agent", "channel", "merchant")
 TOKEN_MAX_BYTES = 4096  # ours have about 250; what is longer costs hashing and can't be ours
 SUBJECT_MAX_CHARACTERS = 128  # it becomes a column of the ledger and of every journal record
 HEADERS_KEPT = 64  # distinct header segments remembered; only those under a right signature get in
@@ -39,7 +39,7 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
     """Who asks (`sub`, 1..128 characters, no control characters), as what (`role`), until when (`exp`, UNIX s)."""
 
     sub: Annotated[str, msgspec.Meta(min_length=1, max_length=SUBJECT_MAX_CHARACTERS)]
-    role: Literal["shopper", "admin"]
+    role: Literal["shopper", "admin", "agent", "channel", "merchant"]
     exp: int | float
     iss: Literal["flashsale"]
     aud: str | list[str]

@@ -5,6 +5,7 @@ What a line of COPY text holds is made by the domain (`sale/priced.py`) and the 
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import NamedTuple
 
 from flashsale.ledger.movements import MOVED, NUMBER, QUOTA_BACK
@@ -18,7 +19,8 @@ COPY_COLUMNS = (*RECORD_COLUMNS, "partition", "journal_ms", "journal_seq")
 _READ = (
     "id, sale, shopper, idempotency_key, market, channel, lane, ship_to, skus, quantities, prices, total, currency,"
     " catalogue_version, fingerprint, hold_ms, partition, journal_ms, journal_seq, status, payment, changes, extended,"
-    " cancelled, shipped, returned, restocked, refunded"
+    " cancelled, shipped, returned, restocked, refunded, agent, collected, shipping, duties, taxes, due_duty, due_tax,"
+    " ddp, estimated, lane_number, dispatch_day, promised_by, restated_by, identity, limit_year, limit_use, drawn"
 )
 
 _PREFETCH = 5000  # rows a round trip of a stream
@@ -56,6 +58,23 @@ class OrderRow:
     returned: list[int] | None
     restocked: list[int] | None  # of the returned those on the shelf again
     refunded: list[int] | None  # units whose price went back, or was never taken
+    agent: str | None  # who ordered for the shopper
+    collected: bool  # the channel has the money already
+    shipping: int | None  # None, with what follows: the sale crosses no border
+    duties: list[int] | None  # of all units of each line, a part of the total
+    taxes: list[int] | None
+    due_duty: int | None  # what the border collects, outside the total
+    due_tax: int | None
+    ddp: bool | None
+    estimated: bool | None
+    lane_number: int | None  # the lane whose capacity holds a parcel, and the day: days since 1970-01-01
+    dispatch_day: int | None
+    promised_by: date | None
+    restated_by: date | None  # the promise as restated at the payment; None: the first one holds
+    identity: bytes | None  # whose import limit it counts for (10 bytes), in which year, and how much
+    limit_year: int | None
+    limit_use: int | None
+    drawn: list[int] | None  # of each line the units from its channel's guarantee; None: none
 
 
 class HoldRow(NamedTuple):

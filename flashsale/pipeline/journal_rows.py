@@ -19,8 +19,11 @@ from flashsale.reservation.movements import (
     Created,
     Entry,
     EpochSet,
+    Granted,
     Movement,
+    PoolMoved,
     Released,
+    ReleasedOrder,
     ReservedAgain,
     StatusSet,
     Suspended,
@@ -143,23 +146,53 @@ def _rows_of(movement: Movement, partition: int, ms: int, seq: int) -> list[Move
     ) -> MovementRow:
         return MovementRow(partition, ms, seq, kind, sale, sku, units, order, json.dumps(detail))
 
+    def moved_beside(sale: int, of: ReleasedOrder | ReservedAgain, sign: int) -> list[MovementRow]:
+        """What went back (or was taken again) beside the units: to guarantees, a lane's day, an import limit."""
+        rows = [
+            row("drawn", sale, sku, sign * units, of.order, channel=channel, number=of.number)
+            for sku, channel, units in of.drawn
+        ]
+        if of.lane is not None:
+            rows.append(row("lane", sale, None, sign, of.order, lane=of.lane[0], day=of.lane[1], number=of.number))
+        if of.limit is not None:
+            identity, year, amount = of.limit
+            rows.append(
+                row("limit", sale, None, sign * amount, of.order, identity=identity, year=year, number=of.number)
+            )
+        return rows
+
     match movement:
-        case Created(sale, supply, opens_at, closes_at):
+        case Created(sale, supply, opens_at, closes_at, guarantees):
             window = row("create", sale, None, None, opens_at=opens_at, closes_at=closes_at)
-            return [window, *(row("create", sale, sku, units) for sku, units in supply.items())]
+            supplied = [row("create", sale, sku, units) for sku, units in supply.items()]
+            return [window, *supplied, *(row("move", sale, sku, -units, channel=to) for sku, to, units in guarantees)]
         case Adjusted(sale, sku, delta, supply):
             return [row("adjust", sale, sku, delta, supply=supply)]
         case Released(sale, outbox, orders):
             return [
-                row("release", sale, sku, units, of.order, number=of.number, outbox=outbox, quota_back=of.quota_back)
+                each
                 for of in orders
-                for sku, units in of.lines
-            ]
+                for each in (
+                    *(
+                        row(
+                            "release", sale, sku, units, of.order,
+                            number=of.number, outbox=outbox, quota_back=of.quota_back,
+                        )
+                        for sku, units in of.lines
+                    ),
+                    *moved_beside(sale, of, 1),
+                )
+            ]  # fmt: skip
         case ReservedAgain(sale, outbox, order, number, lines, taken, quota):
             named = {"number": number, "outbox": outbox, "quota_back": quota}
             if not taken:  # nothing moved, yet the hold knows this number from now on
                 return [row("reserve_again", sale, None, None, order, **named)]
-            return [row("reserve_again", sale, sku, -units, order, **named) for sku, units in lines]
+            again = [row("reserve_again", sale, sku, -units, order, **named) for sku, units in lines]
+            return [*again, *moved_beside(sale, movement, -1)]
+        case PoolMoved(sale, moves):
+            return [row("move", sale, sku, units, channel=channel) for sku, channel, units in moves]
+        case Granted(grant, recipient, agent, on):
+            return [row("grant", None, None, None, grant=grant, recipient=recipient, agent=agent, on=on)]
         case StatusSet(sale, status, opens_at, closes_at):
             return [row("status", sale, None, None, status=status, opens_at=opens_at, closes_at=closes_at)]
         case Suspended(sale, sku):

@@ -39,7 +39,8 @@ def state(partition: int, sale_id: str) -> str:
 
 
 def stock(partition: int, sale_id: str) -> str:
-    """Hash: SKU index -> available units."""
+    """Hash: SKU index -> available units of the common pool; "index.channel" (numbers) -> what is left of the channel's
+    guarantee of that SKU."""
     return f"{tag(partition)}:{sale_id}:stock"
 
 
@@ -62,3 +63,15 @@ def returns(partition: int, sale_id: str) -> str:
     """Hash: SKU index -> ms at which units of open holds may come back, the earliest; no field: none may. Told by the
     ledger now and then, for what a sold-out order is answered; nothing else relies on it."""
     return f"{tag(partition)}:{sale_id}:returns"
+
+
+def limits(partition: int) -> str:
+    """Hash, of no sale: what is used of limits that the catalogue or the law sets. A field has 13 bytes (limits.py): a
+    lane's dispatch day -> parcels held, or an identity's year -> minor units imported."""
+    return f"{tag(partition)}:limits"
+
+
+def grants(partition: int) -> str:
+    """Hash, of no sale: recipient (10 bytes) + agent (10 bytes), as identity.person_hash makes them -> the grant's id.
+    While it is there the agent may order for the recipient."""
+    return f"{tag(partition)}:grants"

@@ -17,12 +17,14 @@ class _Movement(msgspec.Struct, frozen=True, tag_field="kind"):
 
 
 class Created(_Movement, frozen=True, tag="create"):
-    """A sale was made, or got SKUs or another window. `supply`: SKU index -> units added; times in ms."""
+    """A sale was made, or got SKUs or another window. `supply`: SKU index -> units added; times in ms. `guarantees`: of
+    those units what went to a channel's guarantee, (SKU index, channel number, units)."""
 
     sale: int
     supply: dict[int, int]
     opens_at: int
     closes_at: int
+    guarantees: tuple[tuple[int, int, int], ...] = ()
 
 
 class Adjusted(_Movement, frozen=True, tag="adjust"):
@@ -36,12 +38,17 @@ class Adjusted(_Movement, frozen=True, tag="adjust"):
 
 class ReleasedOrder(msgspec.Struct, frozen=True):
     """One order of a release. `order`: its id; `number`: of the change of the order that it follows from. `lines`: (SKU
-    index, units given back). `quota_back`: whether the shopper may take them again, or the quota stays used."""
+    index, units given back). `quota_back`: whether the shopper may take them again, or the quota stays used. `drawn`:
+    of these units those that went back to a channel's guarantee, (SKU index, channel number, units). `lane`: (lane,
+    dispatch day) whose parcel was given back; `limit`: (identity in hex, year, minor units) given back."""
 
     order: str
     number: int
     lines: tuple[tuple[int, int], ...]
     quota_back: bool
+    drawn: tuple[tuple[int, int, int], ...] = ()
+    lane: tuple[int, int] | None = None
+    limit: tuple[str, int, int] | None = None
 
 
 class Released(_Movement, frozen=True, tag="release"):
@@ -54,7 +61,8 @@ class Released(_Movement, frozen=True, tag="release"):
 
 class ReservedAgain(_Movement, frozen=True, tag="reserve_again"):
     """An order whose units had gone back asked for them again. `taken`: it has them now, else nothing has moved.
-    `lines`: (SKU index, units) asked for; `quota`: whether the shopper's quota was to be taken again too."""
+    `lines`: (SKU index, units) asked for; `quota`: whether the shopper's quota was to be taken again too. `drawn`,
+    `lane` and `limit` as in ReleasedOrder, of what was taken."""
 
     sale: int
     outbox: int
@@ -63,6 +71,26 @@ class ReservedAgain(_Movement, frozen=True, tag="reserve_again"):
     lines: tuple[tuple[int, int], ...]
     taken: bool
     quota: bool
+    drawn: tuple[tuple[int, int, int], ...] = ()
+    lane: tuple[int, int] | None = None
+    limit: tuple[str, int, int] | None = None
+
+
+class PoolMoved(_Movement, frozen=True, tag="move"):
+    """Units went from channels' guarantees to the common pool: (SKU index, channel number, units); below 0: the other
+    way."""
+
+    sale: int
+    moves: tuple[tuple[int, int, int], ...]
+
+
+class Granted(_Movement, frozen=True, tag="grant"):
+    """From here on (`on`), or no more, the agent may order for the recipient."""
+
+    grant: str
+    recipient: str
+    agent: str
+    on: bool
 
 
 class StatusSet(_Movement, frozen=True, tag="status"):
@@ -100,7 +128,19 @@ class EpochSet(_Movement, frozen=True, tag="epoch"):
     epoch: int
 
 
-Movement = Created | Adjusted | Released | ReservedAgain | StatusSet | Suspended | Unsuspended | VersionSet | EpochSet
+Movement = (
+    Created
+    | Adjusted
+    | Released
+    | ReservedAgain
+    | PoolMoved
+    | Granted
+    | StatusSet
+    | Suspended
+    | Unsuspended
+    | VersionSet
+    | EpochSet
+)
 
 _DECODER: msgspec.json.Decoder[Movement] = msgspec.json.Decoder(Movement)
 _ENCODER = msgspec.json.Encoder()

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from flashsale.sale.offer import Offer as Offer  # read as a part of the catalogue
 from flashsale.sale.salefile import DAY_MS, OFFERS_MAX, RETURN_DAYS, Fault, SaleFile, SaleFileFaults
+from flashsale.sale.world import World
 
 # A sale's number is two bytes of every order id.
 SALE_NUMBER_MAX = 65_535
@@ -26,6 +27,8 @@ class Sale(Struct, frozen=True, dict=True):
 
     `extension_ms`: by how much a shopper may extend a hold, once; 0: not at all. `return_ms`: how long after the last
     shipment or delivery units may be returned. `return_quota`: whether a return lets the shopper buy as many again.
+    `ships_from`: the country (ISO 3166) that its parcels cross borders from, with lanes, tax and duty; "": prices are
+    all that is paid, and nothing is said of shipping.
 
     `dict=True` gives the cached look-ups below a place; they aren't encoded.
     """
@@ -41,6 +44,7 @@ class Sale(Struct, frozen=True, dict=True):
     extension_ms: int = 0
     return_ms: int = RETURN_DAYS * DAY_MS
     return_quota: bool = False
+    ships_from: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= SALE_NUMBER_MAX:
@@ -80,6 +84,7 @@ class Catalogue(Struct, frozen=True, dict=True):
 
     version: int
     sales: tuple[Sale, ...]
+    world: World = World()
 
     def __post_init__(self) -> None:
         if not 0 <= self.version <= CATALOGUE_VERSION_MAX:
@@ -109,7 +114,11 @@ class Catalogue(Struct, frozen=True, dict=True):
             sales = tuple(sale if each.id == sale.id else each for each in self.sales)
         else:
             sales = (*self.sales, sale)
-        return Catalogue(self.version + 1, sales)
+        return Catalogue(self.version + 1, sales, self.world)
+
+    def with_world(self, world: World) -> "Catalogue":
+        """The next version, in which the world is another."""
+        return Catalogue(self.version + 1, self.sales, world)
 
     def encode(self) -> bytes:
         """The catalogue as MessagePack, sale keys included: for Valkey and the ledger only."""

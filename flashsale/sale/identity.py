@@ -38,11 +38,14 @@ class SaleIdentity:
         )  # the first byte after the key makes it done with
         self.prefix = (partition.to_bytes(1, "big") + number.to_bytes(2, "big")).hex()
 
-    def hashes(self, shopper: str, idempotency_key: str) -> tuple[bytes, bytes]:
-        """The shopper's 10 bytes and the order's 12, from one pass. NUL parts the two: neither may hold one."""
+    def hashes(self, shopper: str, idempotency_key: str, agent: str | None = None) -> tuple[bytes, bytes]:
+        """The shopper's 10 bytes and the order's 12, from one pass. NUL parts the names: none may hold one. A key is
+        its agent's own where an agent orders for the shopper."""
         state = self._keyed.copy()
         state.update(shopper.encode() + b"\0")
         of_shopper = state.digest()[:SHOPPER_HASH_BYTES]
+        if agent is not None:
+            state.update(agent.encode() + b"\0")
         state.update(idempotency_key.encode())
         return of_shopper, state.digest()
 
@@ -74,3 +77,8 @@ def fingerprint(order_part: bytes) -> bytes:
     state = _FINGERPRINT.copy()
     state.update(order_part)
     return state.digest()
+
+
+def person_hash(name: str) -> bytes:
+    """10 bytes of a shopper or agent, the same in every sale."""
+    return blake2s(name.encode(), digest_size=SHOPPER_HASH_BYTES, person=b"person").digest()

@@ -9,6 +9,11 @@ class Offer(Struct, frozen=True):
     `index` is the offer's place of first appearance in its sale: it never changes, and inside the house it is the SKU.
     `stock` is what the offer began with; the supply that `sale stock` has set since then is Valkey's and the ledger's.
     A quota of 0 is no limit.
+
+    Across borders: `hs_code` (digits) and `origin` (ISO 3166) say what duty is due, `size_mm` the parcel's sides, where
+    known. `service` names a kind of lane that this offer alone is entitled to ("supermarket"), "" is the usual ones.
+    `windows` market -> (from, until) in ms: when it is sold there, where not always. `guarantees` channel -> units of
+    the stock that only this channel's orders draw on, until its rule gives them up. `merchant` is whose it is.
     """
 
     sku: str
@@ -19,6 +24,13 @@ class Offer(Struct, frozen=True):
     quota: int
     weight_g: int
     prices: dict[str, int]
+    hs_code: str = ""
+    origin: str = ""
+    merchant: str = ""
+    service: str = ""
+    size_mm: tuple[int, ...] = ()
+    windows: dict[str, tuple[int, int]] = {}
+    guarantees: dict[str, int] = {}
 
     def title_in(self, locale: str) -> str:
         """The title in the locale, else in its language, else in English, else in whatever the offer has first."""

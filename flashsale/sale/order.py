@@ -61,7 +61,8 @@ class Amount(Struct, gc=False, forbid_unknown_fields=True):
 
 
 class OrderRequest(Struct, gc=False, forbid_unknown_fields=True):
-    """The body of `POST /v1/orders`."""
+    """The body of `POST /v1/orders`. `recipient` is `for` outside: whom an agent orders for. `identity`: the verified
+    one whose import limit the order counts for."""
 
     sale: Name
     lines: Annotated[list[Line], Meta(min_length=1, max_length=LINES_MAX)]
@@ -70,6 +71,8 @@ class OrderRequest(Struct, gc=False, forbid_unknown_fields=True):
     lane: Name | None = None
     ship_to: Address | None = None
     expected_total: Amount | None = None
+    recipient: Annotated[str, Meta(min_length=1, max_length=128)] | None = msgspec.field(default=None, name="for")
+    identity: Name | None = None
 
 
 _decode_json = msgspec.json.Decoder(OrderRequest).decode

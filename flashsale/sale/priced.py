@@ -33,6 +33,22 @@ RECORD_COLUMNS = (
     "catalogue_version",
     "fingerprint",
     "hold_ms",
+    "agent",
+    "collected",
+    "shipping",
+    "duties",
+    "taxes",
+    "due_duty",
+    "due_tax",
+    "ddp",
+    "estimated",
+    "lane_number",
+    "dispatch_day",
+    "promised_by",
+    "identity",
+    "limit_year",
+    "limit_use",
+    "drawn",
 )
 """A record is a line of PostgreSQL's COPY text with these columns; the ledger writer adds the journal entry's three."""
 
@@ -44,6 +60,10 @@ _encode = msgspec.json.Encoder().encode
 BACKSLASH = "\\"
 NULL = "\\N"
 """COPY text's NULL; no column's own text can be this, since a backslash is written twice."""
+
+
+PLAIN = "\t\\N\tf" + "\t\\N" * 14
+"""The columns behind `hold_ms` of an order that crosses no border."""
 
 
 class UnknownMarket(Exception):
@@ -193,7 +213,7 @@ class PricedSale:
             shopper, key = _escaped(shopper), _escaped(key)
         order.record = (
             f"{order.id}\t{self._number}\t{shopper}\t{key}\t{asked}\t{price_array}\t{total}\t{market.currency}\t"
-            f"{self.version}\t\\\\x{mark.hex()}\t{self.hold_ms}\n"
+            f"{self.version}\t\\\\x{mark.hex()}\t{self.hold_ms}{PLAIN}\n"
         ).encode()
 
     def _price_lines(self, order: Order, market: PricedMarket) -> int:

@@ -21,6 +21,7 @@ from flashsale.ledger.partitions import Partition
 from flashsale.pipeline.journal_rows import read_journal
 from flashsale.pipeline.ledger_writer import LedgerWriter, MarkMoved, store_entries
 from flashsale.reservation import commands, keys
+from flashsale.sale.priced import PLAIN
 
 WITHIN_S = 20
 KINDS = (outbox.RELEASE, outbox.RESERVE_AGAIN, outbox.RESERVE_AGAIN, outbox.STATUS)
@@ -39,7 +40,7 @@ def record(order_id: str, shopper: str = "ann", sku: int = 0, total: int = 89900
     """A good line as the front makes it."""
     return (
         f"{order_id}\t1\t{shopper}\t{secrets.token_hex(4)}\tSG\tdirect\t\\N\t\\N\t{{{sku}}}\t{{1}}\t{{{total}}}\t{total}"
-        f"\tSGD\t1\t\\\\x{secrets.token_hex(8)}\t900000\n"
+        f"\tSGD\t1\t\\\\x{secrets.token_hex(8)}\t900000{PLAIN}\n"
     ).encode()
 
 

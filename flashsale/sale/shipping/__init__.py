@@ -1,0 +1,1 @@
+"""How a parcel gets there: lanes (carrier and route), their tariffs, cut-offs, holidays and promises."""
