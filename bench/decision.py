@@ -25,6 +25,7 @@ from bench.bench import PLENTY, QUOTA, SKUS, Bench
 from bench.machine import FRONT_CORE, OTHER_CORE, BenchFault, pin
 from bench.yardsticks import Valkey
 from flashsale.reservation import keys
+from flashsale.reservation.batch import script_keys
 from flashsale.reservation.scripts import Script
 from flashsale.sale.priced import PLAIN
 
@@ -157,15 +158,7 @@ def _send_all(wire: socket.socket, commands: list[bytes]) -> None:
 
 def _commands(client: redis.Redis, sha: str, quota: int) -> Iterator[bytes]:
     """BATCHES calls of reserve.lua as bytes; every order has an id and a shopper of its own."""
-    names = [
-        keys.partition(PARTITION),
-        keys.state(PARTITION, SALE),
-        keys.stock(PARTITION, SALE),
-        keys.quota(PARTITION, SALE),
-        keys.holds(PARTITION, SALE),
-        keys.journal(PARTITION),
-        keys.returns(PARTITION, SALE),
-    ]
+    names = script_keys(PARTITION, SALE)
     skus = [number % len(SKUS) for number in range(BATCH)]
     lines = struct.Struct(f">{BATCH}H").pack
     quotas = lines(*[quota] * BATCH) if quota else b""
@@ -177,7 +170,7 @@ def _commands(client: redis.Redis, sha: str, quota: int) -> Iterator[bytes]:
         sizes = struct.pack(f">{BATCH}I", *map(len, records))
         # each order has one line of one unit; no counts, none differs
         of_lines = [b"".join(fields), lines(*skus), lines(*[1] * BATCH), quotas, b"", b""]
-        blobs = [b"".join(ids), b"".join(heads), *of_lines, sizes, b"".join(records)]
+        blobs = [b"".join(ids), b"".join(heads), *of_lines, sizes, b"".join(records), *[b""] * 6]
         yield _resp(b"EVALSHA", sha, len(names), *names, EPOCH, VERSION, *blobs)
 
 
@@ -190,5 +183,5 @@ def _record(order_id: bytes, sku: int) -> bytes:
     """A journal record as the front writes it for an order of one line without optional fields."""
     return (
         b"%b\t1\tb17-%d\tbench-3f1c9a52-7d5e-4b0a-123456\tSG\tdirect\t\\N\t\\N\t{%d}\t{1}\t{89900}\t89900\tSGD\t1"
-        b"\t\\\\x0123456789abcdef\t900000" + PLAIN.encode() + b"\n"
+        b"\t\\\\x0123456789abcdef\t900000" + PLAIN.encode()
     ) % (order_id, 100_000 + sku, sku)

@@ -20,7 +20,7 @@ from bench.engine import Engine, write_sale
 from bench.load import CONNECTIONS, Seen, run_wrk
 from bench.machine import FRONT_CORE, BenchFault, pin, wait_for
 from flashsale.reservation import keys
-from flashsale.reservation.batcher import arguments
+from flashsale.reservation.batch import arguments, script_keys
 from flashsale.reservation.scripts import Script
 from flashsale.sale.catalogue import Catalogue
 from flashsale.sale.order import Line, OrderRequest
@@ -108,8 +108,7 @@ def _hold(engine: Engine, sale_id: str) -> None:
     priced = PricedSale(sale, version)
     script = Script("reserve")
     sha = client.script_load(script.source)
-    of_sale = (keys.state, keys.stock, keys.quota, keys.holds)
-    names = [keys.partition(0), *(name(0, sale_id) for name in of_sale), keys.journal(0), keys.returns(0, sale_id)]
+    names = script_keys(0, sale_id)
     for orders in _batches(priced, sale_id):
         answer = client.evalsha(sha, len(names), *names, epoch, version, *arguments(orders))
         if answer[0] != b"A" * len(orders):  # type: ignore[index]

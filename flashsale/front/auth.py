@@ -32,7 +32,7 @@ _FROM_URLSAFE = bytes.maketrans(
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _PADDING = {2: b"==", 3: b"="}  # by length mod 4; 1 is no base64
 _LAST = {2: b"AQgw", 3: b"AEIMQUYcgkosw048"}  # last characters whose unused bits are 0: the canonical ones
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Claims(msgspec.Struct, frozen=True, gc=False):
@@ -99,7 +99,7 @@ class Verifier:
         if audience != AUDIENCE and (isinstance(audience, str) or AUDIENCE not in audience):
             raise Refused("unauthenticated", "The token is for another audience.")
         sub = claims.sub
-        if not sub.isprintable() and _CONTROL.search(sub):
+        if not sub.isprintable() and CONTROL.search(sub):
             raise Refused("unauthenticated", "The token's subject holds a control character.")
         return claims
 
@@ -147,7 +147,7 @@ def mint(secret: bytes, sub: str, role: str, ttl_s: int, now_s: int, count: int 
     longest = sub if count is None else f"{sub}-{count}"
     if not sub or len(longest) > SUBJECT_MAX_CHARACTERS:
         raise ValueError(f"a subject has 1 to {SUBJECT_MAX_CHARACTERS} characters")
-    if _CONTROL.search(sub) or any("\ud800" <= character <= "\udfff" for character in sub):
+    if CONTROL.search(sub) or any("\ud800" <= character <= "\udfff" for character in sub):
         raise ValueError("a subject holds no control characters, and valid UTF-8")
     if role not in ROLES:
         raise ValueError(f"a role is one of {', '.join(ROLES)}")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 
 from flashsale.errors import Refused
-from flashsale.front.auth import Verifier
+from flashsale.front.auth import CONTROL, Verifier
 from flashsale.front.framing import ACCEPT, AUTHORIZATION, CODING, KEY, TYPE, Head
+from flashsale.front.identities import IdentityTokens
 from flashsale.sale.decoding import InvalidBody, MalformedBody
 from flashsale.sale.order import from_json, from_msgpack
-from flashsale.sale.priced import Order, PricedSale, UnknownMarket, UnknownSku
+from flashsale.sale.priced import IdentityMissing, Order, PricedSale, UnknownMarket, UnknownSku
 
 KEY_MAX = 64
 
@@ -70,6 +71,13 @@ def answers_packed(accept: bytes, packed: bool) -> bool:
     return packed
 
 
+def recipient(name: str) -> str:
+    """Whom an agent orders for. Raises Refused where no token could name them."""
+    if not name.isprintable() and CONTROL.search(name):
+        raise Refused("invalid-order", fields={"for": "a shopper's id holds no control characters"})
+    return name
+
+
 class Unknown(Refused):
     """A refusal that a newer catalogue might take back: the sale, a SKU or a market is not in the one at hand."""
 
@@ -77,8 +85,9 @@ class Unknown(Refused):
 class Intake:
     """Makes orders. Set from outside: `sales`, those of the catalogue version in force, and `now_s`, the UNIX time."""
 
-    def __init__(self, verifier: Verifier) -> None:
+    def __init__(self, verifier: Verifier, identities: IdentityTokens) -> None:
         self._verify = verifier.verify
+        self._identities = identities
         self.sales: dict[str, PricedSale] = {}
         self.now_s = 0.0
 
@@ -99,8 +108,8 @@ class Intake:
     def order(self, token: bytes, key: str, packed: bool, body: bytes) -> Order:
         """A new order: identified, its body decoded, not yet priced. Raises Refused."""
         claims = self._verify(token, self.now_s)
-        if claims.role != "shopper":
-            raise Refused("forbidden", "Orders are placed with a shopper's token.")
+        if claims.role not in ("shopper", "agent"):
+            raise Refused("forbidden", "Orders are placed with a shopper's token, or an agent's.")
         order = Order()
         try:
             order.request = from_msgpack(body) if packed else from_json(body)
@@ -108,7 +117,16 @@ class Intake:
             raise Refused("malformed", f"The body can't be decoded: {fault}") from None
         except InvalidBody as fault:
             raise Refused("invalid-order", fields=fault.fields) from None
+        request = order.request
         order.key, order.shopper, order.msgpack, order.answer = key, claims.sub, packed, None
+        if claims.role == "agent" or request.recipient is not None:
+            if claims.role != "agent":
+                raise Refused("invalid-order", fields={"for": "only an agent's order says whom it is for"})
+            if request.recipient is None:
+                raise Refused("invalid-order", fields={"for": "an agent's order says whom it is for"})
+            order.shopper, order.agent = recipient(request.recipient), claims.sub
+        if request.identity is not None:
+            order.identity = self._identities.read(request.identity, order.shopper)
         return order
 
     def price(self, order: Order) -> None:
@@ -126,3 +144,5 @@ class Intake:
             ) from None
         except UnknownSku as fault:
             raise Unknown("unknown-sku", id=order.id, sku=fault.args[0]) from None
+        except IdentityMissing:
+            raise Refused("identity-unverified", id=order.id) from None

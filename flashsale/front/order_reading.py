@@ -5,6 +5,8 @@ which may be away: what only it holds is 503 then.
 """
 
 import asyncio
+from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 from flashsale.errors import Refused
@@ -140,11 +142,10 @@ def _of_record(record: bytes, hold: Hold, partition: int) -> OrderRow:
     fields: dict[str, Any] = {
         name: None if value == NULL else value.replace("\\\\", "\\") for name, value in column.items()
     }
-    for name in ("skus", "quantities", "prices"):
-        fields[name] = [int(number) for number in fields[name][1:-1].split(",")]
-    for name in ("sale", "total", "catalogue_version", "hold_ms"):
-        fields[name] = int(fields[name])
-    fields["fingerprint"] = bytes.fromhex(fields["fingerprint"].removeprefix("\\x"))
+    for names, read in _READ.items():
+        for name in names:
+            if fields[name] is not None:
+                fields[name] = read(fields[name])
     return OrderRow(
         **fields,
         partition=partition,
@@ -159,4 +160,24 @@ def _of_record(record: bytes, hold: Hold, partition: int) -> OrderRow:
         returned=None,
         restocked=None,
         refunded=None,
+        restated_by=None,
     )
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text[1:-1].split(",")]
+
+
+def _bytes(text: str) -> bytes:
+    return bytes.fromhex(text.removeprefix("\\x"))
+
+
+# How COPY text is read, by the columns of each type; all others are text.
+_READ: dict[tuple[str, ...], Callable[[str], Any]] = {
+    ("skus", "quantities", "prices", "duties", "taxes", "drawn"): _numbers,
+    ("sale", "total", "catalogue_version", "hold_ms", "shipping", "due_duty", "due_tax"): int,
+    ("lane_number", "dispatch_day", "limit_year", "limit_use"): int,
+    ("fingerprint", "identity"): _bytes,
+    ("collected", "ddp", "estimated"): "t".__eq__,
+    ("promised_by",): date.fromisoformat,
+}

@@ -16,6 +16,7 @@ from flashsale.errors import Refused
 from flashsale.front.connection import Connection
 from flashsale.front.framing import PLAIN_ORDER, Head
 from flashsale.front.intake import Intake, Unknown
+from flashsale.front.lane_room import LaneRoom
 from flashsale.front.replay import Replays
 from flashsale.front.verdicts import Answers, outcome_counts, time_text
 from flashsale.reservation.batcher import Batcher
@@ -31,8 +32,8 @@ class OrderRoute:
     path = b"/v1/orders"
     batcher: Batcher
 
-    def __init__(self, settings: Settings, intake: Intake, answers: Answers, replays: Replays) -> None:
-        self._intake, self._answers, self._replays = intake, answers, replays
+    def __init__(self, settings: Settings, intake: Intake, answers: Answers, replays: Replays, room: LaneRoom) -> None:
+        self._intake, self._answers, self._replays, self._room = intake, answers, replays, room
         self._clock = asyncio.get_running_loop().time  # get_running_loop itself asks for the process id each time
         # A plain order is not longer than this in all, so neither its head nor its body is too large.
         self._plain_max = min(settings.head_max_bytes, settings.body_max_bytes)
@@ -89,6 +90,9 @@ class OrderRoute:
             self._intake.price(order)
         except Unknown:
             self.batcher.when_current(partial(self._price_again, order))
+        except Refused as refused:
+            self._count(refused.name)
+            self._deliver(order, self._answers.problem(refused))
         else:
             self.batcher.submit(order)
 
@@ -97,9 +101,9 @@ class OrderRoute:
         can't be known."""
         try:
             self._intake.price(order)
-        except Unknown as unknown:
+        except Refused as unknown:
             refused: Refused = unknown
-            if not current:
+            if not current and isinstance(unknown, Unknown):
                 known = {name: value for name, value in unknown.members.items() if name == "id"}
                 refused = Refused(
                     "overloaded", "It can't be asked whether there is such a sale, SKU or market.", **known
@@ -127,6 +131,11 @@ class OrderRoute:
                     self._replays.answer(order, next(rest), self._deliver)
                 else:
                     next(rest)
+                continue
+            elif outcome == "F":
+                next(rest)
+                if order.client is not None:
+                    self._room.answer(order, now_ms, self._deliver)
                 continue
             else:
                 answer = answers.refused(order, outcome, rest, now_ms)

@@ -22,7 +22,9 @@ from flashsale.front.auth import Verifier
 from flashsale.front.catalogues import Catalogues
 from flashsale.front.context import FrontContext
 from flashsale.front.hotpath import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, HotPath
+from flashsale.front.identities import IdentityTokens
 from flashsale.front.intake import Intake
+from flashsale.front.lane_room import LaneRoom
 from flashsale.front.lending import Lending
 from flashsale.front.order_route import OrderRoute
 from flashsale.front.replay import Replays
@@ -79,7 +81,8 @@ async def _serve(settings: Settings) -> None:
     lending = Lending(make_app(context))
     await lending.start()
     answers = Answers()
-    orders = OrderRoute(settings, Intake(verifier), answers, Replays(answers, own_catalogues))
+    intake = Intake(verifier, IdentityTokens(secret.get_secret_value().encode()))
+    orders = OrderRoute(settings, intake, answers, Replays(answers, own_catalogues), LaneRoom(answers, own_valkey))
     webhooks = WebhookRoute(_webhook_verifier(settings), answers)
     hot = HotPath(settings, answers, lending, [orders, webhooks], orders.take_plain)
 

@@ -35,7 +35,7 @@ class Replays:
         hold = unpack(value)
         if hold.fingerprint != order.head[1:9]:
             deliver(order, self._answers.problem(Refused("idempotency-mismatch", id=order.id)))
-        elif hold.version == order.sale.version:
+        elif hold.version == order.sale.version and order.sale.holds_at(hold.entry_ms):
             deliver(order, self._answers.replayed(order, hold))
         else:
             task = asyncio.get_running_loop().create_task(self._price_and_answer(order, hold, deliver))
@@ -44,7 +44,7 @@ class Replays:
 
     async def _price_and_answer(self, order: Order, hold: Hold, deliver: Deliver) -> None:
         try:
-            sale = await self._sale_at(order.sale, hold.version)
+            sale = await self._sale_at(order.sale, hold.version, hold.entry_ms)
             sale.price(order)
             answer = self._answers.replayed(order, hold)
         except Exception as error:
@@ -52,15 +52,19 @@ class Replays:
             answer = self._answers.problem(Refused("outcome-unknown", id=order.id))
         deliver(order, answer)
 
-    async def _sale_at(self, sale: PricedSale, version: int) -> PricedSale:
+    async def _sale_at(self, sale: PricedSale, version: int, at_ms: int) -> PricedSale:
+        """The sale as it was priced then."""
+        if version == sale.version:
+            return sale.at(at_ms)
         known = self._priced.get((sale.id, version))
         if known is None:
             catalogue = await self._catalogues.version(version)
             found = catalogue.sale(sale.id) if catalogue is not None else None
             if found is None:
                 raise LookupError(f"catalogue version {version} is not kept")
-            known = PricedSale(found, version, sale.partition)
+            assert catalogue is not None  # noqa: S101  it has the sale
+            known = PricedSale(found, version, sale.partition, catalogue.world, at_ms)
             if len(self._priced) >= 16:  # as many older versions as Catalogues keeps
                 self._priced.clear()
             self._priced[sale.id, version] = known
-        return known
+        return known.at(at_ms)

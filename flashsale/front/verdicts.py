@@ -18,6 +18,7 @@ import orjson
 from flashsale.errors import AUTHENTICATE, PROBLEMS, Refused, problem_body
 from flashsale.reservation.holds import Hold, is_extended, status_of
 from flashsale.sale.priced import DEFAULT_CHANNEL, Order
+from flashsale.sale.quoting import LaneUnavailable, NotSoldHere
 
 MESSAGEPACK_TYPE = b"application/msgpack"
 RETRY_AFTER_MAX_S = 3600  # a sale that opens next week, or a hold of a day, is worth a look before that
@@ -30,10 +31,15 @@ _OUTCOMES = {
     "N": "sale-not-open",
     "C": "sale-closed",
     "P": "sale-paused",
+    "V": "not-granted",
     "U": "sku-suspended",
+    "L": "lane-unavailable",
+    "X": "not-sold-here",
     "T": "price-changed",
     "Q": "quota-exceeded",
+    "I": "import-limit-exceeded",
     "S": "sold-out",
+    "F": "lane-full",
 }
 _SOLD_OUT = problem_body("sold-out")[:-1].decode()
 
@@ -73,7 +79,7 @@ class Answers:
         body = (
             f'{{"id":"{order.id}","sale":"{sale.id}","status":"reserved","market":"{request.market}",'
             f'"channel":"{request.channel or DEFAULT_CHANNEL}","lines":[{order.lines_json}],'
-            f'"total":{{"amount":{order.total},"currency":"{order.currency}"}},'
+            f'"total":{{"amount":{order.total},"currency":"{order.currency}"}}{order.crossing_json},'
             f'"reserved_until":"{until}"}}'
         )
         return f"{self._created}{order.id}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -141,7 +147,28 @@ class Answers:
         elif outcome == "Q":
             line = next(details) - 1
             members |= {"sku": lines[line].sku, "quota": order.quotas[line], "used": next(details)}
+        elif outcome == "I":
+            members |= _import_limit(order, next(details))
+        elif outcome == "L" and isinstance(order.refusal, LaneUnavailable):
+            members |= {"lane": order.refusal.lane, "lanes": list(order.refusal.lanes)}
+        elif outcome == "X" and isinstance(order.refusal, NotSoldHere):
+            members["sku"] = order.refusal.sku
+            return self.problem(Refused(_OUTCOMES[outcome], order.refusal.why, **members))
         return self.problem(Refused(_OUTCOMES[outcome], **members))
+
+
+def _import_limit(order: Order, used: int) -> dict[str, Any]:
+    """`limit`, what of the year's is `used` and `left`; `limit` is one order's where that is what was exceeded."""
+    crossed = order.crossed
+    if crossed is None or crossed.limit is None:
+        raise AssertionError(f"order {order.id} counts for no import limit")
+
+    def money(amount: int) -> dict[str, Any]:
+        return {"amount": amount, "currency": order.currency}
+
+    limit = crossed.limit.single if crossed.over_limit else crossed.limit.annual
+    left = max(0, crossed.limit.annual - used)
+    return {"limit": money(limit), "used": money(used), "left": money(left)}
 
 
 def _wait_s(wait_ms: int) -> int:
@@ -164,5 +191,6 @@ def _document(order: Order, status: str, until: str) -> dict[str, Any]:
             for line, price in zip(request.lines, order.prices, strict=True)
         ],
         "total": {"amount": order.total, "currency": currency},
+        **orjson.loads(f"{{{order.crossing_json[1:]}}}"),
         "reserved_until": until,
     }

@@ -9,7 +9,7 @@ sent and not answered is sent again until its time is over, then refused as `out
 from __future__ import annotations
 
 import asyncio
-import struct
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -21,6 +21,7 @@ import hiredis
 import structlog
 
 from flashsale.reservation import keys
+from flashsale.reservation.batch import arguments, script_keys
 from flashsale.reservation.link import (
     CHECK_S,
     LOST_TO_VALKEY,
@@ -91,17 +92,9 @@ class _Lane:
     __slots__ = ("batches", "halted", "keys", "returned", "scheduled", "waiting")
 
     def __init__(self, partition: int, sale_id: str) -> None:
-        names = (
-            keys.partition(partition),
-            keys.state(partition, sale_id),
-            keys.stock(partition, sale_id),
-            keys.quota(partition, sale_id),
-            keys.holds(partition, sale_id),
-            keys.journal(partition),
-            keys.returns(partition, sale_id),
-        )
-        self.keys = encode([b"EVALSHA", RESERVE.sha.encode(), b"7", *(name.encode() for name in names)])
-        self.keys = self.keys.replace(b"*10\r\n", b"*22\r\n", 1)  # twelve arguments follow
+        names = script_keys(partition, sale_id)
+        self.keys = encode([b"EVALSHA", RESERVE.sha.encode(), b"9", *(name.encode() for name in names)])
+        self.keys = self.keys.replace(b"*12\r\n", b"*30\r\n", 1)  # eighteen arguments follow
         self.waiting: deque[Order] = deque()
         self.returned: deque[Order] = deque()
         self.batches: deque[_Batch] = deque()
@@ -204,12 +197,12 @@ class Batcher:
                 return
 
     def _take(self, queue: deque[Order]) -> list[Order]:
-        """The next batch: orders of one catalogue version, as many as have batch_max lines, at least one."""
+        """The next batch: orders priced alike, as many as have batch_max lines, at least one."""
         lines = count = 0
-        version = queue[0].sale.version
+        priced = queue[0].sale
         for order in islice(queue, self._limits.batch_max):
             lines += len(order.skus)
-            if (lines > self._limits.batch_max and count) or order.sale.version != version:
+            if (lines > self._limits.batch_max and count) or order.sale is not priced:
                 break
             count += 1
         if count == len(queue):
@@ -277,10 +270,11 @@ class Batcher:
             self._failed(lane, batch, str(answer))
         elif answer[0] == b"stale":
             self._put_back(lane, batch)
-            if int(answer[1]) == self._version:  # adopted while this call was under way
-                self._reprice(lane)
-            else:
+            if int(answer[1]) != self._version:
                 self._refresh()
+            else:  # adopted while this call was under way, or another span of time has begun
+                self._adopt_time(answer[2])
+                self._reprice(lane)
         elif answer[0] == b"fenced":
             self._put_back(lane, batch)
             self._unready(["Valkey's state is not the one that was verified"])
@@ -380,7 +374,12 @@ class Batcher:
         self._refreshing = None
         if catalogue.version != self._version:
             self._version = catalogue.version
-            self._sales = {sale.id: PricedSale(sale, catalogue.version, self._partition) for sale in catalogue.sales}
+            # Whether now is Valkey's now, the first batch tells.
+            now_ms = time.time_ns() // 1_000_000
+            self._sales = {
+                sale.id: PricedSale(sale, catalogue.version, self._partition, catalogue.world, now_ms)
+                for sale in catalogue.sales
+            }
             self._front.adopted(self._sales)
         for lane in self._every_lane():
             lane.halted = False
@@ -395,10 +394,18 @@ class Batcher:
         if self._awaiting:
             self._refresh()
 
+    def _adopt_time(self, now_ms: int) -> None:
+        """Sales whose prices do not hold at that time (Valkey's clock) are priced for the span that it lies in."""
+        over = [sale for sale in self._sales.values() if not sale.holds_at(now_ms)]
+        for sale in over:
+            self._sales[sale.id] = sale.at(now_ms)
+        if over:
+            self._front.adopted(self._sales)
+
     def _reprice(self, lane: _Lane) -> None:
-        """Prices every order that waits at the version in force; a version never takes an offer or a market away."""
+        """Prices every order that waits as prices are now; a version never takes an offer or a market away."""
         for queue in (lane.returned, lane.waiting):
-            for order in [order for order in queue if order.sale.version != self._version]:
+            for order in [order for order in queue if order.sale is not self._sales.get(order.sale.id)]:
                 try:
                     self._sales[order.sale.id].price(order)
                 except Exception:
@@ -564,35 +571,6 @@ class Batcher:
             late.append(queue.popleft())
         if late:
             self._refuse(late, problem, detail)
-
-
-def arguments(orders: list[Order]) -> list[bytes]:
-    """ARGV 3 to 12 of `reserve.lua`, as its head documents them. Raises struct.error for a number out of range."""
-    skus: list[int] = []
-    quantities: list[int] = []
-    quotas: list[int] = []
-    fields: list[bytes] = []
-    for order in orders:
-        skus += order.skus
-        quantities += order.quantities
-        quotas += order.quotas
-        if order.fields:
-            fields += order.fields
-    count = len(orders)
-    pack_lines = struct.Struct(f">{len(skus)}H").pack
-    records = [order.record for order in orders]
-    return [
-        b"".join([order.digest for order in orders]),
-        b"".join([order.head for order in orders]),
-        b"".join(fields),
-        pack_lines(*skus),
-        pack_lines(*quantities),
-        pack_lines(*quotas) if any(quotas) else b"",
-        b"" if len(skus) == count else bytes([len(order.skus) for order in orders]),
-        b"".join([number.to_bytes(2) for number, order in enumerate(orders, 1) if order.differs]),
-        struct.pack(f">{count}I", *map(len, records)),
-        b"".join(records),
-    ]
 
 
 def _ignore(answer: Any) -> None:

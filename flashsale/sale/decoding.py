@@ -179,7 +179,7 @@ def _inner(annotation: Any) -> _Inner | None:
 
 def _name_faults(document: dict[Any, Any], shape: type[Struct], path: str, faults: dict[str, str]) -> None:
     """Every field of *document* that is not as *shape* wants it, with its path and why."""
-    fields = {field.name: field for field in msgspec.structs.fields(shape)}
+    fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
     for key in document:
         if key not in fields:
             if len(faults) >= FAULTS_MAX:

@@ -22,7 +22,7 @@ from flashsale.front.context import FrontContext
 from flashsale.ledger import life, orders, partitions
 from flashsale.ledger.pool import Ledger
 from flashsale.reservation import commands, keys, server
-from flashsale.reservation.batcher import arguments
+from flashsale.reservation.batch import arguments, script_keys
 from flashsale.reservation.scripts import Script
 from flashsale.sale.order import OrderRequest, from_json
 from flashsale.sale.payment import IntentState, PaymentFact
@@ -93,10 +93,9 @@ class House:
         priced.price(order)
         partition = await commands.read_partition(self.valkey)
         assert partition is not None
-        of_sale = (keys.state, keys.stock, keys.quota, keys.holds)
         answer = await RESERVE.run(
             self.valkey,
-            [keys.partition(0), *(name(0, sale_id) for name in of_sale), keys.journal(0), keys.returns(0, sale_id)],
+            script_keys(0, sale_id),
             [partition.epoch, catalogue.version, *arguments([order])],
         )
         assert answer[0] == b"A", answer

@@ -32,7 +32,7 @@ from flashsale.pipeline.outbox import Outbox
 from flashsale.pipeline.provider_calls import ProviderCalls
 from flashsale.pipeline.refund_jobs import RefundJobs
 from flashsale.reservation import commands, keys
-from flashsale.reservation.batcher import arguments
+from flashsale.reservation.batch import arguments, script_keys
 from flashsale.reservation.events import APPEND, read_events, trim_events
 from flashsale.reservation.movements import Entry, EpochSet
 from flashsale.sale.order import Line, OrderRequest
@@ -296,12 +296,7 @@ class LifeUnderTest(Shop):
         priced = PricedSale(self.offered, self.version)
         priced.identify(order)
         priced.price(order)
-        names = [
-            keys.partition(0),
-            *(make(0, SALE) for make in (keys.state, keys.stock, keys.quota, keys.holds)),
-            keys.journal(0),
-            keys.returns(0, SALE),
-        ]
+        names = script_keys(0, SALE)
         answer = await RESERVE.run(self.valkey, names, [self.epoch, self.version, *arguments([order])])
         expected = self.model.reserve(order.id, shopper, lines)
         assert answer[0].decode() == expected, (answer, expected)

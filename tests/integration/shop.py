@@ -14,8 +14,8 @@ from flashsale.ledger import partitions
 from flashsale.pipeline.journal_rows import read_journal
 from flashsale.pipeline.ledger_writer import store_entries
 from flashsale.recovery import Recovered, recover
-from flashsale.reservation import commands, keys, server
-from flashsale.reservation.batcher import arguments
+from flashsale.reservation import commands, server
+from flashsale.reservation.batch import arguments, script_keys
 from flashsale.reservation.scripts import Script
 from flashsale.sale.catalogue import Sale
 from flashsale.sale.order import Line, OrderRequest
@@ -108,12 +108,7 @@ class Shop:
         priced = PricedSale(sale, version)
         priced.identify(order)
         priced.price(order)
-        names = [
-            keys.partition(0),
-            *(make(0, sale_id) for make in (keys.state, keys.stock, keys.quota, keys.holds)),
-            keys.journal(0),
-            keys.returns(0, sale_id),
-        ]
+        names = script_keys(0, sale_id)
         if epoch is None:
             partition = await commands.read_partition(self.valkey)
             epoch = partition.epoch if partition is not None else 0

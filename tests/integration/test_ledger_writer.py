@@ -40,7 +40,7 @@ def record(order_id: str, shopper: str = "ann", sku: int = 0, total: int = 89900
     """A good line as the front makes it."""
     return (
         f"{order_id}\t1\t{shopper}\t{secrets.token_hex(4)}\tSG\tdirect\t\\N\t\\N\t{{{sku}}}\t{{1}}\t{{{total}}}\t{total}"
-        f"\tSGD\t1\t\\\\x{secrets.token_hex(8)}\t900000{PLAIN}\n"
+        f"\tSGD\t1\t\\\\x{secrets.token_hex(8)}\t900000{PLAIN}"
     ).encode()
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flashsale.errors import Refused
 from flashsale.front.auth import Verifier, mint
 from flashsale.front.framing import parse_head
+from flashsale.front.identities import IdentityTokens
 from flashsale.front.intake import KEY_MAX, Intake, answers_packed, idempotency_key, media_type
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -20,7 +21,7 @@ ORDER = {"sale": "double11", "lines": [{"sku": "A", "quantity": 1}], "market": "
 BODY = json.dumps(ORDER).encode()
 SHOPPER = next(mint(SECRET, "ada", "shopper", 60, NOW_S)).encode()
 ADMIN = next(mint(SECRET, "root", "admin", 60, NOW_S)).encode()
-intake = Intake(Verifier(SECRET))
+intake = Intake(Verifier(SECRET), IdentityTokens(SECRET))
 intake.now_s = NOW_S
 
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=KEY_MAX)
