@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from flashsale.embedded import ValkeyServer
 from flashsale.reservation import commands, keys, server
+from flashsale.reservation.batch import script_keys
 from flashsale.reservation.commands import MovedOrder
 from flashsale.reservation.holds import Hold, pack, unpack
 from flashsale.reservation.movements import Released, ReleasedOrder, ReservedAgain, decode_entry
@@ -21,12 +22,7 @@ from tests.model import Order
 
 EPOCH, NUMBER, FAR_MS = 3, 7, 4_000_000_000_000
 RESERVE = Script("reserve")
-RESERVE_KEYS = [
-    keys.partition(0),
-    *(name(0, SALE) for name in (keys.state, keys.stock, keys.quota, keys.holds)),
-    keys.journal(0),
-    keys.returns(0, SALE),
-]
+RESERVE_KEYS = script_keys(0, SALE)
 OF_SALE: dict[str, Any] = {"partition": 0, "epoch": EPOCH, "sale_id": SALE}
 OF_ORDERS: dict[str, Any] = {"epoch": EPOCH, "sale_id": SALE}
 OF_MOVEMENT: dict[str, Any] = {**OF_ORDERS, "outbox": 9}
