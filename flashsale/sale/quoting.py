@@ -1,7 +1,8 @@
 """What an order across a border costs: goods, shipping, duty and tax in one market, while its rules and lanes hold.
 
 A `QuotedMarket` is made once a span of time, in which no rule, tariff, dispatch day or window of an offer changes; an
-order in it is then sums of integers. Quotes and the hot path price with the same one. Pure; relies on trade/, shipping/.
+order in it is then sums of integers. Quotes and the hot path price with the same one. Pure; relies on trade and
+shipping.
 """
 
 from __future__ import annotations
