@@ -7,7 +7,7 @@ and the same call may be sent again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, NamedTuple, cast
@@ -32,9 +32,18 @@ from flashsale.reservation.scripts import Fenced as Fenced
 from flashsale.reservation.scripts import Refusal as Refusal
 from flashsale.reservation.scripts import Script, pack
 from flashsale.sale.catalogue import Catalogue
+from flashsale.sale.identity import person_hash
 
 UNITS_MAX = 10**9
 """Largest supply of a SKU: the contract's bound, far below 2^53, up to which Lua counts exactly."""
+
+CHANNELS_MAX = 255
+"""Channels' numbers are 1 to this."""
+
+CAPS_MAX = 1000
+"""Guarantees of one move: a millisecond of Valkey."""
+
+FIELDS_A_SCAN = 2000
 
 StatusAction = Literal["open", "pause", "resume", "close"]
 
@@ -42,6 +51,8 @@ _CREATE_SALE = Script("create_sale")
 _SET_STATUS = Script("set_status")
 _SET_SUSPENDED = Script("set_suspended")
 _ADJUST = Script("adjust")
+_MOVE_POOL = Script("move_pool")
+_SET_GRANT = Script("set_grant")
 _PUBLISH = Script("publish")
 _TRIM = Script("trim")
 _READ_STATE = Script("read_state")
@@ -78,9 +89,10 @@ class SupplyMismatch(Mismatch):
 class BelowTaken(Mismatch):
     """The new supply is below what is taken already."""
 
-    def __init__(self, supply: int, available: int) -> None:
-        super().__init__(f"{supply - available} of {supply} are taken")
-        self.supply, self.available = supply, available
+    def __init__(self, supply: int, available: int, guaranteed: int = 0) -> None:
+        beside = f", {guaranteed} are guaranteed to channels" if guaranteed else ""
+        super().__init__(f"{supply - available} of {supply} are taken{beside}")
+        self.supply, self.available, self.guaranteed = supply, available, guaranteed
 
 
 class PartitionState(NamedTuple):
@@ -113,7 +125,8 @@ class StockLevel(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class SaleReading:
     """A sale in one instant of Valkey's clock. `supply` and `available` by SKU index, `written` and `trimmed` in bytes
-    of the journal, `version` the catalogue's in force."""
+    of the journal, `version` the catalogue's in force. Of what is available `common` is the common pool, `guarantees`
+    what is left of channels' guarantees, by (SKU index, channel number)."""
 
     now_ms: int
     number: int
@@ -123,6 +136,8 @@ class SaleReading:
     suspended: frozenset[int]
     supply: tuple[int, ...]
     available: tuple[int, ...]
+    common: tuple[int, ...]
+    guarantees: Mapping[tuple[int, int], int]
     epoch: int
     version: int
     written: int
@@ -167,16 +182,19 @@ async def create_sale(
     opens_at_ms: int,
     closes_at_ms: int,
     supply: Mapping[int, int] | Sequence[int],
+    guarantees: Sequence[tuple[int, int, int]] = (),
 ) -> int:
     """Makes the sale, or gives an existing one the SKUs it lacks and this window; returns how many SKUs were added.
 
-    `supply`: units by SKU index. A closed sale keeps its window. Raises Mismatch where the sale exists under another
-    number, ValueError for units out of bounds.
+    `supply`: units by SKU index; `guarantees`: (SKU index, channel number, units), of these units what is a channel's
+    guarantee, for SKUs that are added. A closed sale keeps its window. Raises Mismatch where the sale exists under
+    another number, ValueError for units out of bounds.
     """
     pairs = supply.items() if isinstance(supply, Mapping) else enumerate(supply)
     flat = list(chain.from_iterable(pairs))
     if not all(0 <= units <= UNITS_MAX for units in flat[1::2]):
         raise ValueError(f"a supply is not within 0 to {UNITS_MAX}")
+    _check_guarantees(dict(zip(flat[::2], flat[1::2], strict=True)), guarantees)
     answer = await _CREATE_SALE.run_fenced(
         client,
         [
@@ -186,11 +204,75 @@ async def create_sale(
             keys.supply(partition, sale_id),
             keys.journal(partition),
         ],
-        [epoch, number, opens_at_ms, closes_at_ms, pack(flat)],
+        [epoch, number, opens_at_ms, closes_at_ms, pack(flat), pack(list(chain.from_iterable(guarantees)))],
     )
     if answer[0] == b"mismatch":
         raise Mismatch(f"Valkey has sale {sale_id} under number {answer[1]}, not {number}")
     return int(answer[1])
+
+
+def _check_guarantees(supply: Mapping[int, int], guarantees: Sequence[tuple[int, int, int]]) -> None:
+    if len({(sku, channel) for sku, channel, _ in guarantees}) != len(guarantees):
+        raise ValueError("a channel has two guarantees of a SKU")
+    left = dict(supply)
+    for sku, channel, units in guarantees:
+        left[sku] = left.get(sku, 0) - units
+        if not 1 <= channel <= CHANNELS_MAX or units < 0 or left[sku] < 0:
+            raise ValueError(f"SKU {sku} can't have {units} units guaranteed to channel number {channel}")
+
+
+async def move_pool(
+    client: redis.asyncio.Redis, *, partition: int, epoch: int, sale_id: str, caps: Sequence[tuple[int, int, int]]
+) -> int:
+    """Moves to the common pool what channels' guarantees have beyond a cap, (SKU index, channel number, units that it
+    may keep), at most CAPS_MAX of them; returns how many units moved. Raises UnknownSale."""
+    if len(caps) > CAPS_MAX:
+        raise ValueError(f"{len(caps)} guarantees in one move, at most {CAPS_MAX}")
+    names = (keys.state(partition, sale_id), keys.stock(partition, sale_id), keys.journal(partition))
+    packed = pack(list(chain.from_iterable(caps)))
+    answer = await _MOVE_POOL.run_fenced(client, [keys.partition(partition), *names], [epoch, packed])
+    _raise_unknown(answer, sale_id, -1)
+    return int(answer[1])
+
+
+async def grant(
+    client: redis.asyncio.Redis, *, partition: int, epoch: int, grant_id: str, recipient: str, agent: str
+) -> bool:
+    """From here on the agent may order for the recipient, by this grant; False where that was so. It takes the place of
+    an earlier grant of the two."""
+    return await _set_grant(client, partition, epoch, grant_id, recipient, agent, 1)
+
+
+async def revoke(
+    client: redis.asyncio.Redis, *, partition: int, epoch: int, grant_id: str, recipient: str, agent: str
+) -> bool:
+    """Ends the grant: no order of the agent for the recipient from here on. False where it was not in force."""
+    return await _set_grant(client, partition, epoch, grant_id, recipient, agent, 0)
+
+
+async def _set_grant(
+    client: redis.asyncio.Redis, partition: int, epoch: int, grant_id: str, recipient: str, agent: str, on: int
+) -> bool:
+    names = [keys.partition(partition), keys.grants(partition), keys.journal(partition)]
+    field = grant_field(recipient, agent)
+    answer = await _SET_GRANT.run_fenced(client, names, [epoch, field, grant_id, recipient, agent, on])
+    return bool(answer[1])
+
+
+def grant_field(recipient: str, agent: str) -> bytes:
+    """The field of the hash of grants that says whether the agent may order for the recipient."""
+    return person_hash(recipient) + person_hash(agent)
+
+
+async def each_field(client: redis.asyncio.Redis, key: str) -> AsyncIterator[tuple[bytes, bytes]]:
+    """Every field of a hash with its value, a stretch at a time; a field that moves meanwhile may come twice."""
+    cursor = 0
+    while True:
+        cursor, fields = await _await(client.hscan(key, cursor, count=FIELDS_A_SCAN))
+        for each in fields.items():
+            yield each
+        if cursor == 0:
+            return
 
 
 async def set_status(
@@ -262,7 +344,7 @@ async def adjust(
     if answer[0] == b"mismatch":
         raise SupplyMismatch(answer[1], answer[2])
     if answer[0] == b"taken":
-        raise BelowTaken(answer[1], answer[2])
+        raise BelowTaken(answer[1], answer[2], answer[3])
     return StockLevel(answer[1], answer[2], answer[3].decode())
 
 
@@ -330,7 +412,7 @@ def _state(answer: Sequence[Any]) -> dict[str, Any]:
         "closes_at_ms": int(closes_at),
         "suspended": frozenset(int(index) for index in suspended.split(b",") if index),
         "supply": _by_index(supply),
-        "available": _by_index(stock),
+        **_pools(stock),
         "epoch": int(epoch or 0),
         "version": int(version or 0),
         "written": int(written or 0),
@@ -348,6 +430,24 @@ def _by_index(flat: Sequence[bytes]) -> tuple[int, ...]:
     """HGETALL's flat answer, index -> units, as units by index. SKU indices are 0 to n-1 without a gap."""
     values = {int(index): int(units) for index, units in zip(flat[::2], flat[1::2], strict=True)}
     return tuple(values[index] for index in range(len(values)))
+
+
+def _pools(flat: Sequence[bytes]) -> dict[str, Any]:
+    """What HGETALL says of a sale's stock, pool by pool and together."""
+    fields = [field for field in flat[::2] if b"." in field]
+    if not fields:  # a sale without guarantees
+        common = _by_index(flat)
+        return {"available": common, "common": common, "guarantees": {}}
+    values = dict(zip(flat[::2], flat[1::2], strict=True))
+    guarantees: dict[tuple[int, int], int] = {}
+    for field in fields:
+        index, _, channel = field.partition(b".")
+        guarantees[int(index), int(channel)] = int(values.pop(field))
+    common = _by_index(list(chain.from_iterable(values.items())))
+    available = list(common)
+    for (sku, _), units in guarantees.items():
+        available[sku] += units
+    return {"available": tuple(available), "common": common, "guarantees": guarantees}
 
 
 def _raise_unknown(answer: Sequence[Any], sale_id: str, sku: int) -> None:

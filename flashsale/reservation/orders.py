@@ -15,6 +15,7 @@ import redis.asyncio
 
 from flashsale.reservation import keys
 from flashsale.reservation.holds import NUMBER_MAX, Hold, rank, unpack
+from flashsale.reservation.limits import IdentityYear, LaneDay, identity_field, lane_field
 from flashsale.reservation.movements import Entry, decode_entry
 from flashsale.reservation.scripts import Script, pack
 
@@ -34,7 +35,12 @@ class MovedOrder(NamedTuple):
     """Units of one order that go back or are taken again. `number`: of the order's change that asks for it, from 2;
     `letter`: the hold's after it (see holds.py). `lines`: (SKU index, units), no SKU twice. `quota`: (quota field,
     units) of the lines that have a quota; it moves only where `quota_back` is true. `limits`: each of these fields'
-    quota, for `reserve_again` alone."""
+    quota, for `reserve_again` alone.
+
+    `drawn`: (SKU index, channel number, units), of the units those of a channel's guarantee. `lane`: whose parcel goes
+    back (or is taken). `imported`: an identity's year and the minor units that it has imported less (or more). For
+    `reserve_again` alone: `capacity` parcels of that lane's day, 0: no limit, below 0: none goes; `annual` minor units
+    of that year, 0: no limit. Without lines only `imported` goes back."""
 
     order_id: str
     number: int
@@ -43,6 +49,11 @@ class MovedOrder(NamedTuple):
     quota: Sequence[tuple[bytes, int]]
     quota_back: bool
     limits: Sequence[int] = ()
+    drawn: Sequence[tuple[int, int, int]] = ()
+    lane: LaneDay | None = None
+    imported: tuple[IdentityYear, int] | None = None
+    capacity: int = 0
+    annual: int = 0
 
 
 async def release(
@@ -64,7 +75,7 @@ async def release(
         raise ValueError(f"{len(orders)} orders in one release, at most {ORDERS_MAX}")
     for order in orders:
         _check(order)
-    moved = [[*_named(order), _flat(order.lines), _quota(order), order.quota_back] for order in orders]
+    moved = [[*_named(order), _flat(order.lines), _quota(order), order.quota_back, *_beside(order)] for order in orders]
     answer = await _RELEASE.run_fenced(client, _moving_keys(partition, sale_id), [epoch, outbox, pack(moved)])
     return [outcome.decode("ascii") for outcome in answer[1]]
 
@@ -80,15 +91,19 @@ async def reserve_again(
 ) -> str:
     """Takes units and quota of an order again that had gone back, whatever the sale's window, status or suspensions.
 
-    `taken`; `refused` (stock or quota do not suffice: nothing moved); `already` (it was decided before: the journal
-    says how); `unknown` (no such sale or no such hold). The first two are journalled, once for each number. Raises
-    ValueError for what no order can be.
+    `taken`; `refused` (stock, quota, lane or import limit do not suffice: nothing moved); `already` (it was decided
+    before: the journal says how); `unknown` (no such sale or no such hold). The first two are journalled, once for each
+    number. Raises ValueError for what no order can be.
     """
     _check(order)
     if order.quota_back and len(order.limits) != len(order.quota):
         raise ValueError(f"order {order.order_id}: {len(order.quota)} quota fields, {len(order.limits)} limits")
     limits = list(order.limits) if order.quota_back else []
-    again = [*_named(order), _flat(order.lines), _quota(order), limits, order.quota_back]
+    drawn, lane, imported = _beside(order) or [False] * 3
+    again = [
+        *_named(order), _flat(order.lines), _quota(order), limits, order.quota_back, drawn,
+        lane and [*lane, order.capacity], imported and [*imported, order.annual],
+    ]  # fmt: skip
     answer = await _RESERVE_AGAIN.run_fenced(client, _moving_keys(partition, sale_id), [epoch, outbox, pack(again)])
     return cast(str, answer[0].decode("ascii"))
 
@@ -160,8 +175,30 @@ def _check(order: MovedOrder) -> None:
     rank(order.letter)
     if not 2 <= order.number <= NUMBER_MAX:
         raise ValueError(f"order {order.order_id}: a movement's number is 2 to {NUMBER_MAX}, not {order.number}")
-    if not order.lines or not all(units > 0 for _, units in order.lines):
+    if not (order.lines or order.imported) or not all(units > 0 for _, units in order.lines):
         raise ValueError(f"order {order.order_id}: no units to move in {order.lines!r}")
+
+    units_of = dict(order.lines)
+    if len({sku for sku, _, _ in order.drawn}) != len(order.drawn) or not all(
+        0 < units <= units_of.get(sku, 0) for sku, _, units in order.drawn
+    ):
+        raise ValueError(f"order {order.order_id}: {order.drawn!r} can't be of the units {order.lines!r}")
+    if order.imported is not None and order.imported[1] < 0:
+        raise ValueError(f"order {order.order_id}: imports of {order.imported[1]}")
+
+
+def _beside(order: MovedOrder) -> list[Any]:
+    """What moves beside the units of the common pool, False for what does not; nothing where none does."""
+    if not order.drawn and order.lane is None and order.imported is None:
+        return []
+    lane: list[Any] | bool = False
+    if order.lane is not None:
+        lane = [lane_field(*order.lane), *order.lane]
+    imported: list[Any] | bool = False
+    if order.imported is not None:
+        year, amount = order.imported
+        imported = [identity_field(*year), year.identity.hex(), year.year, amount]
+    return [list(chain.from_iterable(order.drawn)) or False, lane, imported]
 
 
 def _named(order: MovedOrder) -> list[Any]:
@@ -178,7 +215,8 @@ def _flat(pairs: Sequence[tuple[Any, int]]) -> list[Any]:
 
 def _moving_keys(partition: int, sale_id: str) -> list[str]:
     of_sale = (keys.state, keys.stock, keys.supply, keys.quota, keys.holds)
-    return [keys.partition(partition), *(name(partition, sale_id) for name in of_sale), keys.journal(partition)]
+    shared = (keys.journal(partition), keys.limits(partition))
+    return [keys.partition(partition), *(name(partition, sale_id) for name in of_sale), *shared]
 
 
 async def _await(reply: Any) -> Any:
