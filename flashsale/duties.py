@@ -14,6 +14,7 @@ from flashsale.ledger.pool import Ledger
 from flashsale.partners.payments.account import open_account
 from flashsale.partners.payments.stripe import facts_of
 from flashsale.pipeline.expiry import Expiry
+from flashsale.pipeline.guarantees import Guarantees
 from flashsale.pipeline.holds_may_return import HoldsMayReturn
 from flashsale.pipeline.jobs import Jobs
 from flashsale.pipeline.ledger_writer import LedgerWriter
@@ -52,6 +53,7 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
             Outbox(redis_url, database_url),
             Expiry(redis_url, database_url, sweep_s=settings.sweep_s, grace_s=settings.provider_grace_s),
             HoldsMayReturn(redis_url, database_url),
+            Guarantees(redis_url, database_url),
             PaymentEvents(redis_url, database_url, facts_of),
             WebhookFanout(database_url, log_days=settings.webhook_log_days),
         ]

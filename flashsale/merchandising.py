@@ -26,6 +26,7 @@ from flashsale.reservation import commands, server
 from flashsale.reservation.commands import SaleState, SaleWindow, StatusAction, StockLevel
 from flashsale.sale.catalogue import SALE_KEY_BYTES, SALE_NUMBER_MAX, Catalogue, Sale, updated
 from flashsale.sale.salefile import SaleFile, canonical, parse_sale_file
+from flashsale.sale.world import World
 
 PARTITION = 0
 """The one partition there is: PARTITIONS above 1 is refused until stock can move between them."""
@@ -80,6 +81,7 @@ async def create(
                 raise CommandRefused(f"there are {SALE_NUMBER_MAX} sales: no number is left for another")
             row = await sales.insert(ledger, file.id, secrets.token_bytes(SALE_KEY_BYTES), text)
             sale = Sale.from_file(file if window_ms is None else file.with_window(*window_ms), row.number, row.key)
+            guarantees(catalogue.world, sale)
             await sales.insert_offers(ledger, sale.number, [offer.sku for offer in sale.offers])
             await _store(ledger, catalogue.with_sale(sale))
             made = True
@@ -118,6 +120,7 @@ async def update(valkey: redis.asyncio.Redis, ledger: Connection, file: SaleFile
             sale = updated(old, file)
             if (file.opens_at_ms, file.closes_at_ms) == (stored.opens_at_ms, stored.closes_at_ms):
                 sale = replace(sale, opens_at_ms=old.opens_at_ms, closes_at_ms=old.closes_at_ms)
+            guarantees(catalogue.world, sale)
             added = sale.offers[len(old.offers) :]
             await sales.set_file(ledger, sale.number, text)
             await sales.insert_offers(ledger, sale.number, [offer.sku for offer in added], len(old.offers))
@@ -228,8 +231,30 @@ async def _carry_over(valkey: redis.asyncio.Redis, ledger: Connection) -> None:
                     opens_at_ms=sale.opens_at_ms,
                     closes_at_ms=sale.closes_at_ms,
                     supply=[offer.stock for offer in sale.offers],
+                    guarantees=guarantees(catalogue.world, sale),
                 )
             await commands.publish(valkey, partition=PARTITION, epoch=epoch, catalogue=catalogue)
+
+
+def guarantees(world: World, sale: Sale) -> list[tuple[int, int, int]]:
+    """The sale's guarantees as the reservation knows them: (offer index, channel number, units). Raises CommandRefused
+    where a channel is none of the world's, or more is guaranteed than there is."""
+    found = []
+    for offer in sale.offers:
+        for name, units in offer.guarantees.items():
+            channel = world.channel(name)
+            if channel is None:
+                known = ", ".join(each.id for each in world.channels) or "none"
+                raise CommandRefused(
+                    f"{offer.sku}: there is no channel {name!r} to guarantee units to; there are: {known}"
+                )
+            found.append((offer.index, channel.number, units))
+        guaranteed = sum(offer.guarantees.values())
+        if guaranteed > offer.stock:
+            raise CommandRefused(
+                f"{offer.sku}: {guaranteed} units are guaranteed to channels, the stock is {offer.stock}"
+            )
+    return found
 
 
 async def _set_status(valkey: redis.asyncio.Redis, sale_id: str, action: StatusAction) -> SaleWindow:

@@ -72,12 +72,12 @@ class HoldsMayReturn(Duty):
             if reading is None:
                 continue
             wanted: list[int] = []
-            if reading.phase in ("open", "paused") and 0 in reading.available:
+            if reading.phase in ("open", "paused") and 0 in reading.common:
                 sold = await orders.sold_units(connection, number)
                 wanted = [
                     sku
-                    for sku, (supply, available) in enumerate(zip(reading.supply, reading.available, strict=True))
-                    if available == 0 and supply > sold.get(sku, 0)
+                    for sku, (supply, common) in enumerate(zip(reading.supply, reading.common, strict=True))
+                    if common == 0 and supply > sold.get(sku, 0)
                 ]
             deadlines = await self._deadlines(connection, partition, number, wanted)
             if deadlines != self._told.get(number, None if wanted else {}):

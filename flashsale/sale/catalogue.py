@@ -160,6 +160,8 @@ def updated(old: Sale, new: SaleFile) -> Sale:
         if now.stock != offer.stock:
             remedy = f"`flashsale sale stock {old.id} {offer.sku}` changes the supply"
             fault(f"{field}.stock", f"must stay {offer.stock}: {remedy}")
+        if now.guarantees != offer.guarantees:
+            fault(f"{field}.guarantees", "must stay as they are: what is left of them is the channels' by now")
     added = [offer for offer in new.offers if offer.sku not in old.by_sku]
     if len(old.offers) + len(added) > OFFERS_MAX:
         fault("offers", f"a sale has at most {OFFERS_MAX} offers")
