@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
         self._old = not head.minor
         if head.close:
             self._last = True
-        route = self._hot.routes.get(head.target.partition(b"?")[0]) if head.method == b"POST" else None
+        route = self._hot.route_of(head.target) if head.method == b"POST" else None
         if route is not None:
             route.take(self, head, body)
         elif head.method in LENT_METHODS and head.target.startswith(b"/"):

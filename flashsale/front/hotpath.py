@@ -21,6 +21,8 @@ from flashsale.settings import Settings
 RECEIVE_BUFFER_BYTES = 32 * 1024  # what the kernel holds of one connection, and so the most that one read returns
 SEND_BUFFER_BYTES = 32 * 1024  # what the kernel keeps of answers that a client does not read: else it is megabytes
 
+CHANNEL_ORDERS = b"/v1/channels/{channel}/orders"
+
 Shortcut = Callable[[Connection, bytes], bool]
 """Is shown the bytes that a connection with nothing else to do has read. Takes them if they are one whole request of
 its route's commonest kind, which it may know more cheaply than by parse_head; false, nothing done, if not."""
@@ -51,6 +53,7 @@ class HotPath:
     ) -> None:
         self.settings, self.answers, self.lending = settings, answers, lending
         self.routes = {route.path: route for route in routes}
+        self._many = self.routes.get(CHANNEL_ORDERS)
         self.shortcut = shortcut
         self.connections: set[Connection] = set()
         self.draining = False
@@ -58,6 +61,14 @@ class HotPath:
         self._idle_until = 0.0  # while draining: when connections without a request are closed
         self.now = asyncio.get_running_loop().time()  # as of the last sweep: fine enough for time-outs
         self._refusals: dict[str, int] = {}  # by problem, since the last sweep
+
+    def route_of(self, target: bytes) -> Route | None:
+        """The route that answers POSTs to that target; None: it is lent."""
+        path = target.partition(b"?")[0]
+        route = self.routes.get(path)
+        if route is None and path.startswith(b"/v1/channels/") and path.endswith(b"/orders") and path.count(b"/") == 4:
+            return self._many
+        return route
 
     def connection(self) -> Connection:
         """A protocol for one accepted connection."""

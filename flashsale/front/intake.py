@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 
 from flashsale.errors import Refused
-from flashsale.front.auth import CONTROL, Verifier
+from flashsale.front.auth import CONTROL, Claims, Verifier
 from flashsale.front.framing import ACCEPT, AUTHORIZATION, CODING, KEY, TYPE, Head
 from flashsale.front.identities import IdentityTokens
+from flashsale.sale.channel_order import ChannelOrder
+from flashsale.sale.channels import SHOPPER_DIVIDER
 from flashsale.sale.decoding import InvalidBody, MalformedBody
 from flashsale.sale.order import from_json, from_msgpack
 from flashsale.sale.priced import IdentityMissing, Order, PricedSale, UnknownMarket, UnknownSku
@@ -125,6 +127,25 @@ class Intake:
             if request.recipient is None:
                 raise Refused("invalid-order", fields={"for": "an agent's order says whom it is for"})
             order.shopper, order.agent = recipient(request.recipient), claims.sub
+        if request.identity is not None:
+            order.identity = self._identities.read(request.identity, order.shopper)
+        return order
+
+    def claims(self, token: bytes) -> Claims:
+        """Who asks. Raises Refused("unauthenticated")."""
+        return self._verify(token, self.now_s)
+
+    def knows_channel(self, channel: str) -> bool:
+        """Whether the catalogue in force has such a channel."""
+        sale = next(iter(self.sales.values()), None)
+        return sale is not None and sale.world.channel(channel) is not None
+
+    def channel_order(self, request: ChannelOrder, channel: str, packed: bool) -> Order:
+        """A new order of a channel, not yet priced. Raises Refused."""
+        order = Order()
+        order.request, order.key, order.msgpack, order.answer = request, request.reference, packed, None
+        order.shopper = f"{channel}{SHOPPER_DIVIDER}{request.shopper}"
+        order.collected = request.collected_by is not None
         if request.identity is not None:
             order.identity = self._identities.read(request.identity, order.shopper)
         return order

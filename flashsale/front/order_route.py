@@ -23,6 +23,8 @@ from flashsale.reservation.batcher import Batcher
 from flashsale.sale.priced import Order, PricedSale
 from flashsale.settings import Settings
 
+ALONE = -1  # the place of an order that has a request of its own
+
 log = structlog.get_logger(__name__)
 
 
@@ -80,18 +82,27 @@ class OrderRoute:
         return True
 
     def _refuse(self, connection: Connection, refused: Refused) -> None:
-        self._count(refused.name)
+        self.count(refused.name)
         connection.refuse(refused)
 
     def _place(self, connection: Connection, order: Order) -> None:
-        order.arrived = self._clock()
+        order.place = ALONE
         connection.place(order)
+        self._submit(order)
+
+    def place(self, order: Order, reply: object, place: int) -> None:
+        """An order of many in one request: `reply.answered` gets its answer."""
+        order.client, order.place = reply, place
+        self._submit(order)
+
+    def _submit(self, order: Order) -> None:
+        order.arrived = self._clock()
         try:
             self._intake.price(order)
         except Unknown:
             self.batcher.when_current(partial(self._price_again, order))
         except Refused as refused:
-            self._count(refused.name)
+            self.count(refused.name)
             self._deliver(order, self._answers.problem(refused))
         else:
             self.batcher.submit(order)
@@ -108,7 +119,7 @@ class OrderRoute:
                 refused = Refused(
                     "overloaded", "It can't be asked whether there is such a sale, SKU or market.", **known
                 )
-            self._count(refused.name)
+            self.count(refused.name)
             self._deliver(order, self._answers.problem(refused))
         else:
             self.batcher.submit(order)
@@ -118,12 +129,12 @@ class OrderRoute:
     def decided(self, orders: list[Order], outcomes: str, details: list[Any], now_ms: int, entry_ms: int) -> None:
         rest = iter(details)
         answers = self._answers
-        accepted = answers.accepted
+        accepted, body = answers.accepted, answers.accepted_among
         hold_ms = orders[0].sale.hold_ms
         until = time_text(entry_ms + hold_ms)
         for order, outcome in zip(orders, outcomes, strict=True):
             if outcome == "A":
-                answer = accepted(order, until)
+                answer: bytes | str = accepted(order, until) if order.place == ALONE else body(order, until)
             elif outcome == "S":
                 answer = answers.sold_out(order, rest, now_ms)
             elif outcome == "R":
@@ -179,6 +190,6 @@ class OrderRoute:
             metrics.count_outcomes(refusals)
         metrics.set_in_flight(self.batcher.pending, self.batcher.batches)
 
-    def _count(self, problem: str) -> None:
+    def count(self, problem: str) -> None:
         """A refusal that never reached the batcher; the metrics learn of it at the next tick."""
         self._refusals[problem] = self._refusals.get(problem, 0) + 1

@@ -20,8 +20,9 @@ import uvloop
 from flashsale.front.app import make_app
 from flashsale.front.auth import Verifier
 from flashsale.front.catalogues import Catalogues
+from flashsale.front.channel_route import ChannelRoute
 from flashsale.front.context import FrontContext
-from flashsale.front.hotpath import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, HotPath
+from flashsale.front.hotpath import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, HotPath, Route
 from flashsale.front.identities import IdentityTokens
 from flashsale.front.intake import Intake
 from flashsale.front.lane_room import LaneRoom
@@ -84,7 +85,8 @@ async def _serve(settings: Settings) -> None:
     intake = Intake(verifier, IdentityTokens(secret.get_secret_value().encode()))
     orders = OrderRoute(settings, intake, answers, Replays(answers, own_catalogues), LaneRoom(answers, own_valkey))
     webhooks = WebhookRoute(_webhook_verifier(settings), answers)
-    hot = HotPath(settings, answers, lending, [orders, webhooks], orders.take_plain)
+    routes: list[Route] = [orders, ChannelRoute(intake, orders), webhooks]
+    hot = HotPath(settings, answers, lending, routes, orders.take_plain)
 
     def check() -> Awaitable[list[str]]:
         return server.shortcomings(own_valkey, settings.durability, settings.backlog_max_bytes)

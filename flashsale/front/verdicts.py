@@ -74,15 +74,12 @@ class Answers:
         """201: the order is reserved until `until` (RFC 3339)."""
         if order.msgpack:
             return self._packed_order(order, "reserved", until, "")
-        request = order.request
-        sale = order.sale
-        body = (
-            f'{{"id":"{order.id}","sale":"{sale.id}","status":"reserved","market":"{request.market}",'
-            f'"channel":"{request.channel or DEFAULT_CHANNEL}","lines":[{order.lines_json}],'
-            f'"total":{{"amount":{order.total},"currency":"{order.currency}"}}{order.crossing_json},'
-            f'"reserved_until":"{until}"}}'
-        )
+        body = _accepted(order, until)
         return f"{self._created}{order.id}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    def accepted_among(self, order: Order, until: str) -> bytes | str:
+        """The same for one order of many: its JSON alone, or a whole answer in MessagePack."""
+        return self.accepted(order, until) if order.msgpack else _accepted(order, until)
 
     def replayed(self, order: Order, hold: Hold) -> bytes:
         """201 again: what the first answer said, with the present status. `order` is priced at the hold's version."""
@@ -174,6 +171,16 @@ def _import_limit(order: Order, used: int) -> dict[str, Any]:
 def _wait_s(wait_ms: int) -> int:
     """`Retry-After`: whole seconds, at least one."""
     return min(RETRY_AFTER_MAX_S, max(1, -(-wait_ms // 1000)))
+
+
+def _accepted(order: Order, until: str) -> str:
+    request = order.request
+    return (
+        f'{{"id":"{order.id}","sale":"{order.sale.id}","status":"reserved","market":"{request.market}",'
+        f'"channel":"{request.channel or DEFAULT_CHANNEL}","lines":[{order.lines_json}],'
+        f'"total":{{"amount":{order.total},"currency":"{order.currency}"}}{order.crossing_json},'
+        f'"reserved_until":"{until}"}}'
+    )
 
 
 def _document(order: Order, status: str, until: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def from_json(body: bytes) -> OrderRequest:
         order = _decode_json(body)
     except UNDECODABLE:
         explain_json(body, OrderRequest)
-    _check(order)
+    check(order)
     if b"\\" in body:  # an escape is the only way for U+0000 into a JSON string that msgspec lets through
         check_texts(order)
     return order
@@ -101,12 +101,12 @@ def from_msgpack(body: bytes) -> OrderRequest:
         order = _decode_msgpack(body)
     except UNDECODABLE:
         explain_msgpack(body, OrderRequest)
-    _check(order)
+    check(order)
     check_texts(order)
     return order
 
 
-def _check(order: OrderRequest) -> None:
+def check(order: OrderRequest) -> None:
     """What the types do not say."""
     lines, ship_to = order.lines, order.ship_to
     if (

@@ -143,6 +143,7 @@ class Order:
     known. `arrived` is the loop's clock in seconds, `lines_json` the lines of its answer without the brackets,
     `crossing_json` what it says of lane, shipping, duty and tax, with a comma before.
 
+    `place`: among the orders of one request, the front's own.
     `agent`: who orders for the shopper, None: the shopper. `identity`: whose import limit it counts for (10 bytes).
     `collected`: the channel has the money. `marks`: why it can't be accepted, bits; `refusal`: the exception that says
     more of it. `crossed`: the cost of the border, None for a sale that crosses none.
@@ -167,6 +168,7 @@ class Order:
         "lines_json",
         "marks",
         "msgpack",
+        "place",
         "prices",
         "quantities",
         "quotas",
@@ -198,6 +200,7 @@ class Order:
     lines_json: str
     marks: int
     msgpack: bool
+    place: int
     prices: tuple[int, ...]
     quantities: tuple[int, ...]
     quotas: tuple[int, ...]
@@ -236,7 +239,7 @@ class PricedSale:
         self.hold_ms = sale.hold_ms
         self._version_bytes = version.to_bytes(3, "big")
         self._number = sale.number
-        self._world = world
+        self.world = world
         self.markets: dict[str, PricedMarket] = {}
         self.from_ms, self.until_ms = 0, FOR_EVER_MS
         for code in sale.markets:
@@ -258,7 +261,7 @@ class PricedSale:
         """The same sale and version as it is priced at that time."""
         if self.holds_at(at_ms):
             return self
-        return PricedSale(self.sale, self.version, self.partition, self._world, at_ms, self)
+        return PricedSale(self.sale, self.version, self.partition, self.world, at_ms, self)
 
     def dispatch_days(self, request: OrderRequest, now_ms: int, days: int) -> list[LaneAt]:
         """The next days on which the order's lanes dispatch, each lane's first `days` of them, the default lane first;
@@ -272,7 +275,7 @@ class PricedSale:
         for name in (lane.id for lane in market.border.quoted.lanes if lane.id in fit):
             at_ms, of_lane = now_ms, 0
             for _ in range(4 * days):  # a span may end for another reason than a day's cut-off
-                then = self._world.lanes.at(market.code, self.sale.ships_from, at_ms)
+                then = self.world.lanes.at(market.code, self.sale.ships_from, at_ms)
                 lane = next((each for each in then if each.id == name), None)
                 if lane is None or of_lane == days:
                     break
