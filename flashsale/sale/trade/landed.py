@@ -1,7 +1,8 @@
 """The landed cost of one consignment: what the seller collects with the order, and what is due on delivery.
 
 `Regime.prepare` makes integers of an offer once a catalogue version; `Regime.land` sums them for an order and picks the
-branch of the rules. One order is one consignment.
+branch of the rules. One order is one consignment. customs.py has the regime of most countries, cross_border_retail.py
+that of China.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+PPM = 1_000_000
+"""Rates are integers in parts of this: 7.5 % is 75,000."""
+
 
 class Landed(NamedTuple):
     """Minor units of the market's currency. `duty` and `tax`: of all units of each line, collected by the seller and a
     part of the total; what freight is taxed with is in the lines' shares. `due_duty`, `due_tax`: an estimate of what is
-    collected at the border, outside the total. `ddp`: the terms are DDP (the seller collects whatever is owed), else
-    DAP. `estimated`: a rule of grade C took part.
+    collected at the border, outside the total. `ddp`: the terms are DDP (the seller collects whatever is owed, nothing
+    is due on delivery), else DAP. `estimated`: a rule of grade C took part.
 
     Where a personal limit on imports holds: `limit_use` is what the order counts, and `over_limit` whether one order
     may not be as much; else 0 and False."""
@@ -38,13 +42,22 @@ class ImportLimit(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """An offer as `land` needs it."""
+    """An offer as `land` needs it. `price` minor units; rates in parts of PPM: `duty` the ordinary one, `flat` the one
+    below the country's limit for a flat rate (the ordinary one where none is), `excise` a consumption tax. `heading`:
+    the tariff sub-heading, 6 digits. `estimated`: its duty rate is of grade C."""
 
     price: int
+    duty: int
+    flat: int
+    excise: int
+    heading: str
+    estimated: bool
 
 
 class Regime:
     """The rules of one country for goods that ship from one place, between `from_ms` and `until_ms`."""
+
+    __slots__ = ()
 
     country: str
     currency: str
