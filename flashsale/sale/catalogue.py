@@ -59,7 +59,7 @@ class Sale(Struct, frozen=True, dict=True):
         """A new sale from its file. `number` 1..65535, never used before; `key` 32 random bytes, for ever."""
         window = (file.opens_at_ms, file.closes_at_ms, file.hold_ms)
         rules = (file.extension_ms, file.return_ms, file.return_quota)
-        return cls(file.id, number, key, file.name, *window, file.offers, *rules)
+        return cls(file.id, number, key, file.name, *window, file.offers, *rules, file.ships_from)
 
     @cached_property
     def by_sku(self) -> dict[str, Offer]:
@@ -161,6 +161,9 @@ def updated(old: Sale, new: SaleFile) -> Sale:
             remedy = f"`flashsale sale stock {old.id} {offer.sku}` changes the supply"
             fault(f"{field}.stock", f"must stay {offer.stock}: {remedy}")
         if now.guarantees != offer.guarantees:
+            held = ", ".join(f"{channel} = {units}" for channel, units in sorted(offer.guarantees.items()))
+            fault(f"{field}.guarantees", f"must stay {{ {held} }}" if held else "must stay absent")
+        if now.guarantees != offer.guarantees:
             fault(f"{field}.guarantees", "must stay as they are: what is left of them is the channels' by now")
     added = [offer for offer in new.offers if offer.sku not in old.by_sku]
     if len(old.offers) + len(added) > OFFERS_MAX:
@@ -178,5 +181,6 @@ def updated(old: Sale, new: SaleFile) -> Sale:
         extension_ms=new.extension_ms,
         return_ms=new.return_ms,
         return_quota=new.return_quota,
+        ships_from=new.ships_from,
         offers=(*kept, *appended),
     )

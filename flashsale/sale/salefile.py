@@ -7,7 +7,8 @@ guessed: a price is text, a date has an offset.
 import re
 import tomllib
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from flashsale.sale.market import MARKETS
 from flashsale.sale.money import parse_amount
 from flashsale.sale.offer import Offer
-from flashsale.sale.toml_checks import EARLIEST, Checks, field_of, kind_of, shown
+from flashsale.sale.toml_checks import EARLIEST, LATEST, Checks, field_of, kind_of, shown
 from flashsale.sale.toml_checks import Fault as Fault  # read as a part of the sale file
 from flashsale.sale.toml_lines import NestedTooDeep, Place, line_numbers
 
@@ -39,6 +40,14 @@ SALE_ID = re.compile(r"[a-z0-9-]{1,40}")
 SKU = re.compile(r"[!-~]{1,64}")  # printable ASCII without the space
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}")  # BCP 47, as far as a title needs it
 
+# Across borders. Of a code of the Harmonised System six digits are the world's, what follows is a country's own.
+HS_CODE = re.compile(r"[0-9]{4}(?:\.?[0-9]{1,4})*")
+HS_DIGITS_MAX = 10
+COUNTRY = re.compile(r"[A-Z]{2}")
+SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")  # a merchant's or a channel's id
+SERVICES = ("supermarket",)  # kinds of lane that an offer may be entitled to
+SIDE_MAX_MM = 20_000  # longer than any container
+
 RETURN_MAX_DAYS = 365
 RETURN_DAYS = 30  # where the file says nothing
 DAY_MS = 86_400_000
@@ -52,8 +61,11 @@ _SALE_KEYS = (
     "extension_seconds",
     "return_days",
     "return_quota",
+    "ships_from",
 )
-_OFFER_KEYS = ("sku", "brand", "title", "stock", "quota", "weight_g", "prices")
+# What a sale across borders says of an offer, beside what every sale says; left out of `canonical` where it isn't said.
+_BORDER_KEYS = ("hs_code", "origin", "merchant", "service", "size_mm", "windows", "guarantees")
+_OFFER_KEYS = ("sku", "brand", "title", "stock", "quota", "weight_g", "prices", *_BORDER_KEYS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -80,6 +92,7 @@ class SaleFile(Struct, frozen=True):
     extension_ms: int = 0
     return_ms: int = RETURN_DAYS * DAY_MS
     return_quota: bool = False
+    ships_from: str = ""
 
     def line_of(self, field: str) -> int:
         """The line of a field, else of the nearest thing around it that has one; 1 if nothing has."""
@@ -107,7 +120,16 @@ def canonical(file: SaleFile) -> bytes:
     Comments, layout, the order of keys, languages and markets don't count; the order of offers does: it is their index.
     """
     said = {field: getattr(file, field) for field in file.__struct_fields__ if field not in ("source", "lines")}
+    said["offers"] = [_said(offer) for offer in file.offers]
+    if not file.ships_from:
+        del said["ships_from"]
     return msgspec.json.encode(said, order="sorted")
+
+
+def _said(offer: Offer) -> dict[str, object]:
+    """What an offer says: a file of before there were borders means what it meant."""
+    fields = {field: getattr(offer, field) for field in offer.__struct_fields__}
+    return {field: value for field, value in fields.items() if value or field not in _BORDER_KEYS}
 
 
 def parse_sale_file(text: str | bytes, source: str) -> SaleFile:
@@ -161,7 +183,7 @@ class _Reader(Checks):
         sale_id = name = ""
         opens_at = closes_at = EARLIEST
         hold_seconds = extension_seconds = 0
-        return_days, return_quota = RETURN_DAYS, False
+        return_days, return_quota, ships_from = RETURN_DAYS, False, ""
         if sale is not None:
             self.known_keys(("sale",), sale, _SALE_KEYS)
             sale_id = self.matching(("sale", "id"), sale, SALE_ID, "1 to 40 of a-z, 0-9 and -")
@@ -175,9 +197,11 @@ class _Reader(Checks):
                 return_days = self.integer(("sale", "return_days"), sale, 0, RETURN_MAX_DAYS)
             if "return_quota" in sale:
                 return_quota = self.boolean(("sale", "return_quota"), sale)
+            if "ships_from" in sale:
+                ships_from = self.matching(("sale", "ships_from"), sale, COUNTRY, "an ISO 3166 country code such as CN")
             if EARLIEST < closes_at <= opens_at:
                 self.fault(("sale", "closes_at"), "must be after opens_at")
-        offers = self._offers(document.get("offers"))
+        offers = self._offers(document.get("offers"), across_borders=bool(ships_from))
         if self.faults:
             raise SaleFileFaults(self.faults)
         lines = {field_of(place): line for place, line in self.lines.items()}
@@ -193,9 +217,10 @@ class _Reader(Checks):
             extension_ms=extension_seconds * 1000,
             return_ms=return_days * DAY_MS,
             return_quota=return_quota,
+            ships_from=ships_from,
         )
 
-    def _offers(self, tables: object) -> tuple[Offer, ...]:
+    def _offers(self, tables: object, *, across_borders: bool) -> tuple[Offer, ...]:
         if tables is None or tables == []:
             self.fault(("offers",), "a sale has at least one [[offers]]")
             return ()
@@ -217,21 +242,96 @@ class _Reader(Checks):
             if offer.sku and first != place:
                 self.fault((*place, "sku"), f"{shown(offer.sku)} is already the SKU of line {self.line(first)}")
             offers.append(offer)
+            if across_borders:
+                self._needs_for_borders(place, offer, checked)
         return tuple(offers)
+
+    def _needs_for_borders(self, place: Place, offer: Offer, table: dict[str, object]) -> None:
+        """Duty needs the kind of goods and where they were made, a lane their weight."""
+        for key in ("hs_code", "origin"):
+            if key not in table:
+                self.fault((*place, key), "is missing: the sale ships across borders")
+        if offer.weight_g == 0 and table.get("weight_g") == 0:
+            self.fault((*place, "weight_g"), "must be above 0: the sale ships across borders")
 
     def _offer(self, index: int, table: dict[str, object]) -> Offer:
         place = ("offers", index)
         self.known_keys(place, table, _OFFER_KEYS)
+        stock = self.integer((*place, "stock"), table, 0, STOCK_MAX_UNITS)
+        prices = self._prices((*place, "prices"), table)
         return Offer(
             sku=self.matching((*place, "sku"), table, SKU, "1 to 64 printable ASCII characters without spaces"),
             index=index,
             brand=self.text((*place, "brand"), table, BRAND_MAX_CHARACTERS),
             title=self._titles((*place, "title"), table),
-            stock=self.integer((*place, "stock"), table, 0, STOCK_MAX_UNITS),
+            stock=stock,
             quota=self.integer((*place, "quota"), table, 0, QUOTA_MAX_UNITS),
             weight_g=self.integer((*place, "weight_g"), table, 0, WEIGHT_MAX_G),
-            prices=self._prices((*place, "prices"), table),
+            prices=prices,
+            hs_code=self._hs_code((*place, "hs_code"), table),
+            origin=self._optional((*place, "origin"), table, COUNTRY, "an ISO 3166 country code such as CN"),
+            merchant=self._optional((*place, "merchant"), table, SLUG, "a merchant: 1 to 40 of a-z, 0-9 and -"),
+            service=self._service((*place, "service"), table),
+            size_mm=self._size_mm((*place, "size_mm"), table),
+            windows=self._windows((*place, "windows"), table, prices),
+            guarantees=self._guarantees((*place, "guarantees"), table, stock),
         )
+
+    def _optional(self, place: Place, table: dict[str, object], pattern: re.Pattern[str], described: str) -> str:
+        return self.matching(place, table, pattern, described) if place[-1] in table else ""
+
+    def _hs_code(self, place: Place, table: dict[str, object]) -> str:
+        described = f"an HS code such as 8418.21: 4 to {HS_DIGITS_MAX} digits"
+        digits = self._optional(place, table, HS_CODE, described).replace(".", "")
+        if len(digits) > HS_DIGITS_MAX:
+            self.fault(place, f"{shown(digits)} is not {described}")
+        return digits
+
+    def _service(self, place: Place, table: dict[str, object]) -> str:
+        service = self._optional(place, table, SLUG, "a kind of lane")
+        if service and service not in SERVICES:
+            self.fault(place, f"{shown(service)} is not a kind of lane: {', '.join(SERVICES)}")
+        return service
+
+    def _size_mm(self, place: Place, table: dict[str, object]) -> tuple[int, ...]:
+        """Length, width and height of the parcel."""
+        sides = table.get("size_mm", [])
+        if "size_mm" in table and not (
+            isinstance(sides, list) and len(sides) == 3 and all(type(side) is int for side in sides)
+        ):
+            self.fault(place, "must be three whole numbers of millimetres, such as [600, 400, 300]")
+        elif isinstance(sides, list) and all(1 <= side <= SIDE_MAX_MM for side in sides):
+            return tuple(sides)
+        else:
+            self.fault(place, f"must have sides of 1 to {SIDE_MAX_MM} mm")
+        return ()
+
+    def _windows(self, place: Place, table: dict[str, object], prices: dict[str, int]) -> dict[str, tuple[int, int]]:
+        """From the midnight of the first day until that of the second, in the market's own zone."""
+        windows = self.table(place, table.get("windows", {})) or {}
+        read = {}
+        for code, days in windows.items():
+            if code not in prices:
+                self.fault((*place, code), "the offer has no price in this market")
+            elif not (isinstance(days, list) and len(days) == 2 and all(type(day) is date for day in days)):
+                self.fault((*place, code), "must be two dates, such as [2026-11-01, 2027-03-01]")
+            elif not EARLIEST.date() < days[0] < days[1] < LATEST.date():
+                self.fault((*place, code), f"must end after it begins, between {EARLIEST.year} and {LATEST.year}")
+            elif code in MARKETS:
+                read[code] = (_midnight_ms(days[0], code), _midnight_ms(days[1], code))
+        return read
+
+    def _guarantees(self, place: Place, table: dict[str, object], stock: int) -> dict[str, int]:
+        """Which channels there are is known only where the sale is held."""
+        units = self.table(place, table.get("guarantees", {})) or {}
+        read = {}
+        for channel in units:
+            if not SLUG.fullmatch(channel):
+                self.fault((*place, channel), "is no channel's id: 1 to 40 of a-z, 0-9 and -")
+            read[channel] = self.integer((*place, channel), units, 1, STOCK_MAX_UNITS)
+        if sum(read.values()) > stock:
+            self.fault(place, f"must not be more than the stock together: {sum(read.values())} of {stock}")
+        return read
 
     def _titles(self, place: Place, table: dict[str, object]) -> dict[str, str]:
         titles = self.table(place, table.get("title"))
@@ -265,3 +365,8 @@ class _Reader(Checks):
         if amount_minor == 0:
             self.fault(place, "must be above 0")
         return amount_minor
+
+
+def _midnight_ms(day: date, code: str) -> int:
+    """When the day begins in the market."""
+    return (datetime.combine(day, time(), ZoneInfo(MARKETS[code].zone)) - _EPOCH) // _MILLISECOND
