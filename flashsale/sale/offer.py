@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from flashsale.sale.locales import choose
+
 
 class Offer(Struct, frozen=True):
     """`title` language -> text; `prices` market code -> minor units of the market's currency; `quota` units a shopper.
@@ -32,9 +34,7 @@ class Offer(Struct, frozen=True):
     windows: dict[str, tuple[int, int]] = {}
     guarantees: dict[str, int] = {}
 
-    def title_in(self, locale: str) -> str:
-        """The title in the locale, else in its language, else in English, else in whatever the offer has first."""
-        for name in (locale, locale.partition("-")[0], "en"):
-            if name in self.title:
-                return self.title[name]
-        return next(iter(self.title.values()))
+    def title_in(self, *locales: str) -> str:
+        """The title that a reader of the locales, best liked first, reads best (see locales.py): else English, else
+        whatever the offer has first."""
+        return self.title[choose(locales, self.title)]

@@ -191,6 +191,28 @@ def test_cancelling_releases_what_was_authorised(client: stripe.StripeClient) ->
         assert fault.code == "payment_intent_unexpected_state"
 
 
+@pytest.mark.parametrize(
+    ("asked", "language", "words"),
+    [
+        ("th-TH,th;q=0.9", "th", ["ชำระด้วย GrabPay", "SGD\xa050.00"]),
+        ("zh-HK", "zh-Hant", ["使用GrabPay付款", "SGD\xa050.00"]),
+        ("vi", "vi", ["Thanh toán bằng GrabPay", "50,00\xa0SGD"]),
+        ("de", "en", ["Pay with GrabPay", "This is a sandbox: no money moves."]),
+    ],
+)
+def test_the_pay_page_is_in_the_browser_s_language(
+    asked: str, language: str, words: list[str], client: stripe.StripeClient
+) -> None:
+    session = client.v1.checkout.sessions.create(SESSION)
+    assert session.url is not None
+    with urllib.request.urlopen(urllib.request.Request(session.url, headers={"Accept-Language": asked})) as page:  # noqa: S310 - ours
+        text = page.read().decode()
+        assert (page.headers["Content-Language"], page.headers["Vary"]) == (language, "Accept-Language")
+    assert f'<html lang="{language}">' in text
+    for each in words:
+        assert each in text
+
+
 def test_the_pay_page_of_a_session(sandbox: Sandbox, client: stripe.StripeClient) -> None:
     session = client.v1.checkout.sessions.create(SESSION)
     assert (session.status, session.payment_status, session.amount_total) == ("open", "unpaid", 5000)
@@ -198,7 +220,7 @@ def test_the_pay_page_of_a_session(sandbox: Sandbox, client: stripe.StripeClient
     with urllib.request.urlopen(session.url) as page:  # noqa: S310 - ours
         text = page.read().decode()
         assert "form-action 'self' http://shop.test" in page.headers["Content-Security-Policy"]
-    assert "50.00 SGD" in text
+    assert "SGD\xa050.00" in text
     assert "&lt;b&gt;Order&lt;/b&gt;" in text
     status, _, text = sandbox.choose(session.url, "card", "decline")
     assert (status, "declined" in text) == (200, True)

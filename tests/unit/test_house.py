@@ -21,8 +21,8 @@ MAY_IMPORT = {
     "pipeline": {"sale", "reservation", "ledger", "partners"},
     "front": {"sale", "reservation", "ledger", "partners"},
 }
-# Tables of knobs, problems and metric names: open to every part but sale, and themselves knowing no part.
-SHARED = {"settings", "errors", "metrics"}
+# Tables of knobs, problems, metric names and texts: open to every part but sale, and themselves knowing no part.
+SHARED = {"settings", "errors", "metrics", "languages"}
 # What puts the parts together, and so may know them all. No part knows any of these.
 WIRING = {
     "__main__",

@@ -1,4 +1,8 @@
-"""What a shopper sees at the sandbox: the hosted pay page of a session, and the page of a wallet. Pay, or decline."""
+"""What a shopper sees at the sandbox: the hosted pay page of a session, and the page of a wallet. Pay, or decline.
+
+In the language that the browser asks for, with amounts as it writes them; the list of intents, for developers, in
+English alone.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,17 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
+from flashsale.languages import ENGLISH, LANGUAGES, say
 from flashsale.partners.payments.sandbox import intents, sessions, shapes
 from flashsale.partners.payments.sandbox.errors import ApiError
 from flashsale.partners.payments.sandbox.store import Change, Object, Store
+from flashsale.sale.locales import asked
 from flashsale.sale.money import format_amount
+from flashsale.sale.writing import money_text
 
 T = TypeVar("T")
 INTENTS_SHOWN = 100
-_NAMES = {"card": "Card", "alipay": "Alipay", "grabpay": "GrabPay"}
+_WALLET_NAMES = {"alipay": "Alipay", "grabpay": "GrabPay"}
 _STYLE = (
     "body{font:1rem/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
     "button{font:inherit;padding:.4rem 1rem;margin:.2rem .4rem .2rem 0}"
@@ -62,21 +69,22 @@ class Pages:
         return _page("Payments sandbox", f"<p>The newest {len(found)} intents.</p><table>{head}{rows}</table>")
 
     async def _session(self, request: web.Request) -> web.Response:
-        session, about = await self._of_session(request.match_info["id"])
-        return _session_page(session, about, "")
+        session, about = await self._of_session(request.match_info["id"], _language(request))
+        return _session_page(session, about, declined=False, language=_language(request))
 
-    async def _of_session(self, session_id: str) -> tuple[Object, Object]:
+    async def _of_session(self, session_id: str, language: str) -> tuple[Object, Object]:
         def read(change: Change) -> tuple[Object, Object]:
             session = sessions.find(change, session_id)
             return session, intents.find(change, session["payment_intent"])
 
-        return await self._found(read)
+        return await self._found(read, language)
 
-    async def _found(self, work: Callable[[Change], T]) -> T:
+    async def _found(self, work: Callable[[Change], T], language: str) -> T:
         try:
             return await self._store.do(work)
         except ApiError as fault:
-            page = _page("Not found" if fault.status == 404 else "Not possible", f"<p>{escape(str(fault))}</p>")
+            title = say("Not found", language) if fault.status == 404 else say("Not possible", language)
+            page = _page(title, f"<p>{escape(str(fault))}</p>", language=language)
             page.set_status(fault.status)
             raise _Ended(page) from None
 
@@ -95,24 +103,23 @@ class Pages:
             _try(change, about, method_type, decline)
             return sessions.find(change, session_id), about, True
 
-        session, about, _ = await self._found(pay)
+        session, about, _ = await self._found(pay, _language(request))
         if session["status"] == "complete":
             return _redirect(session["success_url"].replace("{CHECKOUT_SESSION_ID}", session["id"]))
-        return _session_page(session, about, "The payment was declined. Try again.")
+        return _session_page(session, about, declined=True, language=_language(request))
 
     async def _wallet(self, request: web.Request) -> web.Response:
-        about = await self._found(lambda change: intents.find(change, request.match_info["id"]))
+        language = _language(request)
+        about = await self._found(lambda change: intents.find(change, request.match_info["id"]), language)
         wallet = request.query.get("method", "")
         if about["status"] != "requires_action" or wallet not in shapes.WALLETS:
-            return _page("Payment", f"<p>{escape(_amount(about))}</p><p>{escape(_state(about))}</p>")
+            return _paid_page(about, language)
         target = about["next_action"][about["next_action"]["type"]]["return_url"]
-        name = _NAMES[wallet]
-        forms = _form_of(f"/r/{about['id']}", wallet, "pay", f"Pay with {name}") + _form_of(
-            f"/r/{about['id']}", wallet, "decline", "Decline"
-        )
-        return _page(
-            name, f"<p>{escape(about['description'] or '')}</p><h2>{escape(_amount(about))}</h2>{forms}", target
-        )
+        name = _WALLET_NAMES[wallet]
+        pay = say("Pay with {name}", language).format(name=name)
+        forms = _form_of(f"/r/{about['id']}", wallet, "pay", pay)
+        forms += _form_of(f"/r/{about['id']}", wallet, "decline", say("Decline", language))
+        return _page(name, f"{_what_is_paid(about, language)}{forms}", target, language)
 
     async def _pay_wallet(self, request: web.Request) -> web.Response:
         form = await _form(request)
@@ -128,9 +135,10 @@ class Pages:
             _try(change, about, wallet, decline)
             return about, action[action["type"]]["return_url"]
 
-        about, target = await self._found(pay)
+        language = _language(request)
+        about, target = await self._found(pay, language)
         if target is None:
-            return _page("Payment", f"<p>{escape(_amount(about))}</p><p>{escape(_state(about))}</p>")
+            return _paid_page(about, language)
         outcome = "succeeded" if about["status"] == "succeeded" else "failed"
         added = urlencode({"payment_intent": about["id"], "redirect_status": outcome})
         path, _, fragment = target.partition("#")
@@ -172,17 +180,37 @@ async def _form(request: web.Request) -> dict[str, str]:
     return {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
 
 
+def _language(request: web.Request) -> str:
+    return asked(request.headers.get("Accept-Language"), LANGUAGES)
+
+
 def _amount(about: Object) -> str:
     currency = about["currency"].upper()
     return f"{format_amount(about['amount'], currency)} {currency}"
 
 
-def _state(about: Object) -> str:
-    return {
-        "succeeded": "It is paid.",
-        "requires_capture": "It is paid.",
-        "canceled": "It can't be paid any more.",
-    }.get(about["status"], "Go back to the shop to pay.")
+def _what_is_paid(about: Object, language: str) -> str:
+    """The order and the amount; with the currency's code, since a dollar sign is many countries'."""
+    currency = about["currency"].upper()
+    amount = money_text(about["amount"], currency, language)
+    if currency not in amount:
+        amount += f" ({currency})"
+    return f"<p>{escape(about['description'] or '')}</p><h2>{escape(amount)}</h2>"
+
+
+def _state(about: Object, language: str) -> str:
+    match about["status"]:
+        case "succeeded" | "requires_capture":
+            return say("It is paid.", language)
+        case "canceled":
+            return say("It can't be paid any more.", language)
+        case _:
+            return say("Go back to the shop to pay.", language)
+
+
+def _method_name(method_type: str, language: str) -> str:
+    """A wallet goes by its own name everywhere."""
+    return _WALLET_NAMES.get(method_type) or say("Card", language)
 
 
 def _form_of(path: str, method_type: str, action: str, label: str) -> str:
@@ -192,32 +220,47 @@ def _form_of(path: str, method_type: str, action: str, label: str) -> str:
     )
 
 
-def _session_page(session: Object, about: Object, note: str) -> web.Response:
-    body = f"<p>{escape(about['description'] or '')}</p><h2>{escape(_amount(about))}</h2>"
+def _paid_page(about: Object, language: str) -> web.Response:
+    """Of a payment with which there is nothing to do here."""
+    body = f"{_what_is_paid(about, language)}<p>{escape(_state(about, language))}</p>"
+    return _page(say("Payment", language), body, language=language)
+
+
+def _session_page(session: Object, about: Object, *, declined: bool, language: str) -> web.Response:
+    body = _what_is_paid(about, language)
     if session["status"] != "open":
-        body += f"<p>{escape(_state(about))}</p>"
+        body += f"<p>{escape(_state(about, language))}</p>"
     else:
-        body += f'<p role="alert">{escape(note)}</p>' if note else ""
+        if declined:
+            note = say("The payment was declined. Try again.", language)
+            body += f'<p role="alert">{escape(note)}</p>'
         for method_type in about["payment_method_types"]:
-            name = _NAMES[method_type]
-            body += _form_of(f"/c/pay/{session['id']}", method_type, "pay", f"Pay with {name}")
-            body += _form_of(f"/c/pay/{session['id']}", method_type, "decline", f"{name}: decline")
-    return _page("Checkout", body, session["success_url"])
+            name, path = _method_name(method_type, language), f"/c/pay/{session['id']}"
+            body += _form_of(path, method_type, "pay", say("Pay with {name}", language).format(name=name))
+            body += _form_of(path, method_type, "decline", say("{name}: decline", language).format(name=name))
+    return _page(say("Checkout", language), body, session["success_url"], language)
 
 
-def _page(title: str, body: str, leads_to: str | None = None) -> web.Response:
+def _page(title: str, body: str, leads_to: str | None = None, language: str = ENGLISH) -> web.Response:
     """`leads_to`: where a form of the page redirects; browsers hold a redirect against the policy too."""
     target = re.match(r"https?://[A-Za-z0-9.:\[\]-]+", leads_to or "")
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none';"
         f" form-action 'self'{' ' + target[0] if target else ''}"
     )
+    note = say("This is a sandbox: no money moves.", language)
     return web.Response(
-        text=f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}"
-        "<p><small>This is a sandbox: no money moves.</small></p></html>",
+        text=f'<!doctype html><html lang="{language}"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}</style>'
+        f"<h1>{escape(title)}</h1>{body}<p><small>{escape(note)}</small></p></html>",
         content_type="text/html",
-        headers={"Content-Security-Policy": policy, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"},
+        headers={
+            "Content-Security-Policy": policy,
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+            "Content-Language": language,
+            "Vary": "Accept-Language",
+        },
     )
 
 
