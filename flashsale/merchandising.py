@@ -26,7 +26,7 @@ from flashsale.reservation import commands, server
 from flashsale.reservation.commands import SaleState, SaleWindow, StatusAction, StockLevel
 from flashsale.sale.catalogue import SALE_KEY_BYTES, SALE_NUMBER_MAX, Catalogue, Sale, updated
 from flashsale.sale.salefile import SaleFile, canonical, parse_sale_file
-from flashsale.sale.world import World
+from flashsale.sale.world import World, packaged
 
 PARTITION = 0
 """The one partition there is: PARTITIONS above 1 is refused until stock can move between them."""
@@ -81,9 +81,10 @@ async def create(
                 raise CommandRefused(f"there are {SALE_NUMBER_MAX} sales: no number is left for another")
             row = await sales.insert(ledger, file.id, secrets.token_bytes(SALE_KEY_BYTES), text)
             sale = Sale.from_file(file if window_ms is None else file.with_window(*window_ms), row.number, row.key)
-            guarantees(catalogue.world, sale)
+            here = in_present_world(catalogue)
+            guarantees(here.world, sale)
             await sales.insert_offers(ledger, sale.number, [offer.sku for offer in sale.offers])
-            await _store(ledger, catalogue.with_sale(sale))
+            await _store(ledger, here.with_sale(sale))
             made = True
         else:
             made = False
@@ -95,6 +96,9 @@ async def create(
 async def ensure_demo_sale(valkey: redis.asyncio.Redis, ledger: Connection) -> bool:
     """Makes `double11` from the packaged file, open from now for 30 days; False, changing nothing, if it is there."""
     if await sales.get(ledger, DEMO_SALE) is not None:
+        async with _catalogue_change(ledger) as catalogue:
+            if in_present_world(catalogue) is not catalogue:
+                await _store(ledger, catalogue.with_world(packaged()))
         await _carry_over(valkey, ledger)
         return False
     text = files("flashsale.sale").joinpath(f"{DEMO_SALE}.toml").read_text(encoding="utf-8")
@@ -120,11 +124,12 @@ async def update(valkey: redis.asyncio.Redis, ledger: Connection, file: SaleFile
             sale = updated(old, file)
             if (file.opens_at_ms, file.closes_at_ms) == (stored.opens_at_ms, stored.closes_at_ms):
                 sale = replace(sale, opens_at_ms=old.opens_at_ms, closes_at_ms=old.closes_at_ms)
-            guarantees(catalogue.world, sale)
+            here = in_present_world(catalogue)
+            guarantees(here.world, sale)
             added = sale.offers[len(old.offers) :]
             await sales.set_file(ledger, sale.number, text)
             await sales.insert_offers(ledger, sale.number, [offer.sku for offer in added], len(old.offers))
-            await _store(ledger, catalogue.with_sale(sale))
+            await _store(ledger, here.with_sale(sale))
     with _stored(file.id):
         await _carry_over(valkey, ledger)
     return changed
@@ -234,6 +239,12 @@ async def _carry_over(valkey: redis.asyncio.Redis, ledger: Connection) -> None:
                     guarantees=guarantees(catalogue.world, sale),
                 )
             await commands.publish(valkey, partition=PARTITION, epoch=epoch, catalogue=catalogue)
+
+
+def in_present_world(catalogue: Catalogue) -> Catalogue:
+    """The catalogue in the world that this release of the engine knows: its rules, lanes and channels."""
+    world = packaged()
+    return catalogue if catalogue.world == world else replace(catalogue, world=world)
 
 
 def guarantees(world: World, sale: Sale) -> list[tuple[int, int, int]]:
