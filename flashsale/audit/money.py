@@ -22,6 +22,7 @@ async def check(look: Snapshot) -> None:
     await _amounts(look)
     await _refunds(look)
     await _without_order(look)
+    await _collected(look)
     await _late(look)
     await _kept(look)
     await _totals(look)
@@ -84,7 +85,7 @@ async def _without_order(look: Snapshot) -> None:
         "money",
         "SELECT o.id, o.sale, format('it is %s, and nobody paid for it', o.status) FROM orders AS o"
         " LEFT JOIN payment AS p ON p.order_id = o.id WHERE o.status = ANY ($1::text[])"
-        " AND coalesce(p.authorised, 0) = 0 AND o.total > 0",
+        " AND coalesce(p.authorised, 0) = 0 AND o.total > 0 AND NOT o.collected",
         SOLD,
     )
     await _name(
@@ -92,6 +93,22 @@ async def _without_order(look: Snapshot) -> None:
         "I6",
         "SELECT order_id, p.sale, format('a payment of %s of no order', authorised) FROM payment AS p"
         " WHERE NOT EXISTS (SELECT FROM orders AS o WHERE o.id = order_id)",
+    )
+
+
+async def _collected(look: Snapshot) -> None:
+    """What a channel collected is paid from the first, and asks no provider of ours for anything."""
+    await _name(
+        look,
+        "money",
+        "SELECT o.id, o.sale, 'its channel has the money, and it is ' || o.status || ' with payment ' || o.payment"
+        " FROM orders AS o WHERE o.collected AND (o.status IN ('reserved', 'expired') OR o.payment = 'none')",
+    )
+    await _name(
+        look,
+        "money",
+        "SELECT p.order_id, p.sale, 'its channel has the money, and a provider was asked for it too' FROM payment AS p"
+        " JOIN orders AS o ON o.id = p.order_id WHERE o.collected",
     )
 
 
@@ -110,7 +127,8 @@ async def _kept(look: Snapshot) -> None:
     """What is kept, and is not on its way back, is what the shopper owes."""
     found = 0
     async for row in look.ledger.cursor(
-        "SELECT o.id, o.sale, o.status, o.total, o.quantities, o.prices, o.refunded, o.shipped, p.goodwill,"
+        "SELECT o.id, o.sale, o.status, o.total, o.quantities, o.prices, o.duties, o.taxes, o.refunded, o.shipped,"
+        " p.goodwill,"
         " p.captured - p.refunded - p.refunding - p.refund_failed AS kept FROM payment AS p"
         " JOIN orders AS o ON o.id = p.order_id WHERE p.captured > 0 AND p.late IS DISTINCT FROM 'asked'"
         " AND coalesce(p.dispute, 'won') = 'won' AND o.status <> ALL ($1::text[])"
@@ -132,10 +150,10 @@ async def _kept(look: Snapshot) -> None:
 def _owed(row: Any) -> int:
     if row["status"] == Status.RESERVED:
         return 0  # captured, and the order not paid: less came than was asked for, and all of it goes back
-    refunded = row["refunded"] or [0] * len(row["quantities"])
+    refunded, duties, taxes = (row[name] or [0] * len(row["quantities"]) for name in ("refunded", "duties", "taxes"))
     lines = [
-        LineMoney(price * units, units, back)
-        for price, units, back in zip(row["prices"], row["quantities"], refunded, strict=True)
+        LineMoney(price * units + duty + tax, units, back)
+        for price, units, duty, tax, back in zip(row["prices"], row["quantities"], duties, taxes, refunded, strict=True)
     ]
     return due(Status(row["status"]), row["total"], lines, goodwill=row["goodwill"], shipped=row["shipped"] is not None)
 

@@ -56,6 +56,12 @@ async def _orders_themselves(look: Snapshot) -> None:
         " OR cardinality(skus) <> cardinality(prices) OR 0 >= ANY (quantities) OR 0 > ANY (prices)"
         " OR total <> CASE WHEN cardinality(skus) = 1 THEN quantities[1] * prices[1] ELSE"
         "   (SELECT sum(units * price) FROM unnest(quantities, prices) AS line (units, price)) END"
+        "  + CASE WHEN shipping IS NULL THEN 0 ELSE shipping"
+        "   + (SELECT coalesce(sum(duty), 0) + coalesce(sum(tax), 0) FROM unnest(duties, taxes) AS of (duty, tax)) END"
+        " OR (shipping IS NOT NULL AND (shipping < 0 OR 0 > ANY (duties) OR 0 > ANY (taxes)"
+        "  OR cardinality(duties) <> cardinality(skus) OR cardinality(taxes) <> cardinality(skus)))"
+        " OR (drawn IS NOT NULL AND (cardinality(drawn) <> cardinality(skus) OR EXISTS ("
+        "   SELECT FROM unnest(quantities, drawn) AS line (units, out) WHERE out NOT BETWEEN 0 AND units)))"
         " OR (cardinality(skus) > 1 AND cardinality(skus) <> (SELECT count(DISTINCT sku) FROM unnest(skus) AS sku))"
         " LIMIT $1",
         FAULTS_MAX,

@@ -84,6 +84,11 @@ async def newest_catalogue(connection: Connection) -> tuple[int, bytes] | None:
     return None if row is None else (row[0], row[1])
 
 
+async def newest_version(connection: Connection) -> int:
+    """The newest catalogue version, 0 before the first."""
+    return int(await connection.fetchval("SELECT coalesce(max(version), 0) FROM catalogue"))
+
+
 async def catalogue(connection: Connection, version: int) -> bytes | None:
     """The document of that version."""
     document: bytes | None = await connection.fetchval("SELECT document FROM catalogue WHERE version = $1", version)

@@ -29,6 +29,7 @@ class Catalogues:
         self._quotas: dict[int, dict[tuple[int, int], int]] = {}
         self._holds_ms: set[int] = set()
         self._holds_upto = 0
+        self._present: Catalogue | None = None
 
     async def sale(self, connection: Connection, number: int) -> KnownSale:
         """The sale of that number. Raises LookupError where there is none."""
@@ -56,6 +57,16 @@ class Catalogues:
                 if offer.quota
             }
         return self._quotas[version]
+
+    async def present(self, connection: Connection) -> Catalogue:
+        """The newest catalogue. Raises LookupError where there is none."""
+        version = await sales.newest_version(connection)
+        if self._present is None or self._present.version != version:
+            document = await sales.catalogue(connection, version)
+            if document is None:
+                raise LookupError("there is no catalogue")
+            self._present = Catalogue.decode(document)
+        return self._present
 
     async def holds_ms(self, connection: Connection) -> list[int]:
         """Every length that a hold may have, extended or not, in any sale at any version; ascending."""

@@ -178,7 +178,8 @@ def _rows_of(movement: Movement, partition: int, ms: int, seq: int) -> list[Move
                             "release", sale, sku, units, of.order,
                             number=of.number, outbox=outbox, quota_back=of.quota_back,
                         )
-                        for sku, units in of.lines
+                        # Without lines no units moved, yet the hold knows this number from now on.
+                        for sku, units in of.lines or ((None, None),)
                     ),
                     *moved_beside(sale, of, 1),
                 )

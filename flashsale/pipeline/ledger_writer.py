@@ -17,7 +17,7 @@ import asyncpg
 import structlog
 
 from flashsale import metrics
-from flashsale.ledger import dead_letters, movements, orders, outbox, partitions
+from flashsale.ledger import dead_letters, life, movements, orders, outbox, partitions
 from flashsale.ledger.dead_letters import DeadLetter
 from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import Connection, LedgerAway
@@ -43,6 +43,10 @@ FIT_POLL_S = 0.2  # where the journal does not follow the mark, the two are comp
 BLOCK_MS = 1000  # an idle journal is asked again after this; below the client's answer timeout
 ENTRIES_MAX = 200  # entries a read: should all of them turn out to be full batches, it is some 25 MB
 TRIM_PAUSE_S = 0.1  # each trim is a write to Valkey's log: at most ten a second, whatever the load
+
+COLLECTED = b"\t\\N\tt\t"
+"""What a record has where nobody but the shopper ordered and the channel has the money (`agent`, `collected`): no other
+columns can be NULL and true side by side, so that a chunk without it has no such order."""
 
 # What PostgreSQL says of a line that it will never take, and asyncpg of a movement that it can't encode.
 # Anything else (disk full, no table) is tried again.
@@ -91,6 +95,8 @@ async def store_entries(connection: Connection, partition: Partition, items: Seq
                 await movements.store(connection, rows)
             if damaged:
                 await dead_letters.store(connection, damaged)
+            if COLLECTED in text:
+                await life.pay_collected(connection, partition.id, partition.mark, (items[-1].ms, items[-1].seq))
             await _tell_outbox(connection, items)
             moved = await _move_mark(connection, partition, items)
         return Stored(moved, lines, len(items), len(damaged))
@@ -116,6 +122,7 @@ async def _store_carefully(
                     letters.append(DeadLetter(partition.id, item.ms, item.seq, 0, payload, str(fault)))
         if letters:
             await dead_letters.store(connection, letters)
+        await life.pay_collected(connection, partition.id, partition.mark, (items[-1].ms, items[-1].seq))
         await _tell_outbox(connection, items)
         moved = await _move_mark(connection, partition, items)
     for letter in letters:

@@ -25,6 +25,7 @@ from flashsale.pipeline.catalogues import Catalogues, KnownSale
 from flashsale.pipeline.duty import Duty
 from flashsale.reservation import commands, keys, server
 from flashsale.reservation.commands import MovedOrder
+from flashsale.reservation.limits import IdentityYear, LaneDay
 from flashsale.reservation.movements import parse_entry_id
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ ORDERS_S = 15_000
 orders, and 100,000 of them are told in seven seconds. After a call that took long there is a pause as long as it: where
 Valkey is short of time, new orders go first."""
 
+BESIDE = ("drawn", "lane", "limit")  # an item's keys for what moves beside its units
 GONE = ("already", "unknown", "beyond")
 
 
@@ -205,7 +207,7 @@ class Outbox(Duty):
         quotas = await self._catalogues.quotas(connection, item["version"])
         limited = [(sku, units, quotas[number, sku]) for sku, units in lines if (number, sku) in quotas]
         shopper = sale.identity.shopper_hash(item["shopper"]) if limited else b""
-        return MovedOrder(
+        moved = MovedOrder(
             item["order"],
             item["number"],
             item["letter"],
@@ -214,6 +216,39 @@ class Outbox(Duty):
             item["quota"],
             [quota for _, _, quota in limited],
         )
+        return moved if item.keys().isdisjoint(BESIDE) else await self._with_beside(connection, number, moved, item)
+
+    async def _with_beside(
+        self, connection: Connection, sale: int, moved: MovedOrder, item: dict[str, Any]
+    ) -> MovedOrder:
+        """The same with what else the item moves: units of a guarantee, a lane's parcel, an import limit. Units that
+        are taken again leave on the lane's present dispatch day, if it still goes there."""
+        world = await self._catalogues.present(connection)
+        more: dict[str, Any] = {}
+        if "drawn" in item:
+            channel = world.world.channel(item["channel"])
+            if channel is None:
+                raise LookupError(f"there is no channel {item['channel']!r}")
+            more["drawn"] = [(sku, channel.number, units) for sku, units in item["drawn"]]
+        if "lane" in item:
+            more["lane"] = LaneDay(*item["lane"])
+        if "limit" in item:
+            identity, year, amount = item["limit"]
+            more["imported"] = IdentityYear(bytes.fromhex(identity), year), amount
+        if "market" in item:  # taken again
+            known = world.by_number(sale)
+            ships_from = known.ships_from if known is not None else ""
+            now_ms = await commands.clock(self._client)
+            if "lane" in item:
+                lanes = world.world.lanes.at(item["market"], ships_from, now_ms)
+                lane = next((lane for lane in lanes if lane.number == item["lane"][0]), None)
+                more["capacity"] = lane.capacity if lane is not None else -1
+                if lane is not None:
+                    more["lane"] = LaneDay(lane.number, lane.dispatch_day)
+            if "limit" in item:
+                regime = world.world.trade.regime(item["market"], ships_from, item["at"])
+                more["annual"] = regime.limit.annual if regime is not None and regime.limit is not None else 0
+        return moved._replace(**more)
 
     def _report(self, row: OutboxRow, outcomes: Sequence[str]) -> None:
         for outcome, count in Counter(outcomes).items():

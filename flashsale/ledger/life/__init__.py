@@ -5,6 +5,7 @@ what Valkey has to be told (outbox) and what the provider has to be asked (payme
 is not possible is refused with a problem (flashsale/errors.py), nothing changed.
 """
 
+from flashsale.ledger.life.collected import pay_collected as pay_collected
 from flashsale.ledger.life.facts import Applied as Applied
 from flashsale.ledger.life.facts import apply_facts as apply_facts
 from flashsale.ledger.life.returns import decide_return as decide_return

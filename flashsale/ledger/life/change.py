@@ -14,6 +14,7 @@ from typing import Any
 from flashsale.errors import Refused
 from flashsale.ledger import history, orders, outbox, payments, refunds
 from flashsale.ledger.history import HistoryRow
+from flashsale.ledger.life.beside import beside
 from flashsale.ledger.orders import OrderRow
 from flashsale.ledger.payments import PaymentRow
 from flashsale.ledger.pool import Connection
@@ -38,11 +39,12 @@ def letter_of(status: Status, extended: bool) -> str:
 
 
 def line_money(order: OrderRow) -> list[LineMoney]:
-    """What each line cost and how much of it went back."""
-    refunded = units_of(order.refunded, len(order.skus))
+    """What each line cost, the seller's duty and tax with it, and how much of it went back."""
+    count = len(order.skus)
+    refunded, duties, taxes = (units_of(each, count) for each in (order.refunded, order.duties, order.taxes))
     return [
-        LineMoney(price * units, units, back)
-        for price, units, back in zip(order.prices, order.quantities, refunded, strict=True)
+        LineMoney(price * units + duty + tax, units, back)
+        for price, units, duty, tax, back in zip(order.prices, order.quantities, duties, taxes, refunded, strict=True)
     ]
 
 
@@ -65,10 +67,24 @@ async def add_sold(connection: Connection, changes: Counter[tuple[int, int]]) ->
         )
 
 
+def shown_payment(order: OrderRow, payment: PaymentRow | None) -> Payment:
+    """Where the order's money is. What a channel collected is the channel's to give back, and counts as given back at
+    once."""
+    if order.collected:
+        owed = amount_due(order, payment)
+        if owed == order.total:
+            return Payment.CAPTURED
+        return Payment.PART_REFUNDED if owed else Payment.REFUNDED
+    if payment is None:
+        return Payment.NONE
+    failed = payment.state == IntentState.FAILED
+    return payment_shown(payment.authorised, payment.captured, payment.released, payment.refunded, failed)
+
+
 def release_item(
-    order: OrderRow, number: int, status: Status, lines: Iterable[tuple[int, int]], quota: bool
+    order: OrderRow, number: int, status: Status, lines: Iterable[tuple[int, int]], quota: bool, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the outbox says of units that go back (or are taken again)."""
+    """What the outbox says of units that go back (or are taken again); `more`: as beside() says it."""
     return {
         "order": order.id,
         "number": number,
@@ -77,6 +93,7 @@ def release_item(
         "version": order.catalogue_version,
         "lines": [list(line) for line in lines if line[1]],
         "quota": quota,
+        **more,
     }
 
 
@@ -111,7 +128,7 @@ class Change:
     ) -> int:
         """One change: the guarded update and its history entry; returns its number. `columns`: others of the order."""
         order, status = self.order, status or self.status
-        payment = self._payment_shown()
+        payment = shown_payment(replace(order, status=status.value, **columns), self.payment)
         sets = "".join(f", {name} = ${place}" for place, name in enumerate(columns, 5))
         number: int | None = await self.connection.fetchval(
             "UPDATE orders SET changes = changes + 1, status = $3, payment = $4"  # noqa: S608  our own columns
@@ -124,13 +141,6 @@ class Change:
         row = HistoryRow(order.id, number, self.now_ms, event, status.value, payment.value, detail)
         await history.add(self.connection, [row])
         return number
-
-    def _payment_shown(self) -> Payment:
-        payment = self.payment
-        if payment is None:
-            return Payment.NONE
-        failed = payment.state == IntentState.FAILED
-        return payment_shown(payment.authorised, payment.captured, payment.released, payment.refunded, failed)
 
     async def pay(self, **columns: Any) -> None:
         """Changes the payment's columns."""
@@ -145,14 +155,62 @@ class Change:
 
     # --- what Valkey has to be told ---
 
-    async def give_back(self, number: int, lines: Sequence[tuple[int, int]], *, quota: bool) -> None:
-        """Units back to the stock, as change `number`: (SKU, units)."""
-        await self._tell(outbox.RELEASE, [release_item(self.order, number, self.status, lines, quota)])
+    async def give_back(
+        self,
+        number: int,
+        lines: Sequence[tuple[int, int]],
+        *,
+        quota: bool,
+        arrived: Sequence[int] | None = None,
+    ) -> None:
+        """Units back to the stock, as change `number`: (SKU, units). The order's columns hold them already. `arrived`:
+        units of each line that came home, for which the import limit gets its share back whatever is restocked. What
+        gives nothing back is not told."""
+        order, count = self.order, len(self.order.skus)
+        units = [dict(lines).get(sku, 0) for sku in order.skus]
+        cancelled, returned, restocked = (
+            units_of(each, count) for each in (order.cancelled, order.returned, order.restocked)
+        )
+        imported = None
+        if arrived is not None:
+            came_before = [a + b - c for a, b, c in zip(cancelled, returned, arrived, strict=True)]
+            imported = came_before, arrived
+        before = [a + b - c for a, b, c in zip(cancelled, restocked, units, strict=True)]
+        whole = self.status in OVER  # a parcel that was not shipped, and never will be
+        more = self._beside(before, units, imported, lane=whole)
+        if lines or "limit" in more:
+            await self._tell(outbox.RELEASE, [release_item(order, number, self.status, lines, quota, more)])
 
     async def take_again(self, number: int) -> None:
-        """All units that are left, taken from the stock once more."""
-        lines = list(zip(self.order.skus, self.left(), strict=True))
-        await self._tell(outbox.RESERVE_AGAIN, [release_item(self.order, number, Status.PAID, lines, True)])
+        """All units that are left, taken from the stock once more, with what they held beside."""
+        order, left = self.order, self.left()
+        lines = list(zip(order.skus, left, strict=True))
+        more = self._beside(units_of(order.cancelled, len(order.skus)), left, None, lane=True)
+        if more:
+            more |= {"market": order.market, "at": order.journal_ms}
+        await self._tell(outbox.RESERVE_AGAIN, [release_item(order, number, Status.PAID, lines, True, more)])
+
+    def _beside(
+        self,
+        before: Sequence[int],
+        units: Sequence[int],
+        imported: tuple[Sequence[int], Sequence[int]] | None,
+        *,
+        lane: bool,
+    ) -> dict[str, Any]:
+        order = self.order
+        return beside(
+            channel=order.channel,
+            skus=order.skus,
+            quantities=order.quantities,
+            prices=order.prices,
+            drawn=order.drawn,
+            lane=(order.lane_number, order.dispatch_day) if lane else (None, None),
+            limit=(order.identity, order.limit_year, order.limit_use),
+            before=before,
+            units=units,
+            imported=imported,
+        )
 
     async def mirror(self) -> None:
         """The status, for retries of the first request."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from flashsale.errors import Refused
 from flashsale.ledger import returns
-from flashsale.ledger.life.change import Change, line_money, units_of
+from flashsale.ledger.life.change import Change, amount_due, line_money, units_of
 from flashsale.ledger.life.steps import Lines, units_by_line
 from flashsale.ledger.pool import Connection
 from flashsale.ledger.returns import ReturnRow
@@ -33,7 +33,7 @@ async def request_return(
     order, payment = change.order, change.payment
     if key is not None and (before := await returns.by_key(connection, order_id, key)) is not None:
         return before
-    if change.status not in RETURNABLE or payment is None:
+    if change.status not in RETURNABLE or (payment is None and not order.collected):
         raise Refused("not-returnable", f"The order is {order.status}.", order_status=order.status)
     moved_ms = await connection.fetchval(
         "SELECT max(at_ms) FROM history WHERE order_id = $1"
@@ -44,7 +44,7 @@ async def request_return(
         raise Refused(
             "not-returnable", "The time for returns is over.", returnable_until=_rfc3339(moved_ms + return_ms)
         )
-    if payment.dispute in ("open", "lost"):
+    if payment is not None and payment.dispute in ("open", "lost"):
         raise Refused("payment-disputed")
     count = len(order.skus)
     left = [
@@ -61,7 +61,10 @@ async def request_return(
         for line, units in zip(line_money(order), wanted, strict=True)
     )
     # A capture may still be under way when the parcel comes back.
-    refundable = payment.refundable if payment.captured else (payment.todo_amount or 0)
+    if payment is None:
+        refundable = amount_due(order, None)  # the channel has the money, and gives it back
+    else:
+        refundable = payment.refundable if payment.captured else (payment.todo_amount or 0)
     if asked > refundable:
         raise Refused("refund-exceeds-payment", refundable={"amount": refundable, "currency": order.currency})
     asked_for = [(sku, units) for sku, units in zip(order.skus, wanted, strict=True) if units]
@@ -127,7 +130,8 @@ async def receive_return(
     )
     if restocked:
         await change.sell((sku, -units) for sku, units in restocked)
-        await change.give_back(number, restocked, quota=quota)
+    if restocked or order.limit_use:
+        await change.give_back(number, restocked, quota=quota, arrived=arrived)
     await change.settle("return")
     return await returns.received(
         connection,

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from flashsale.ledger import history, outbox, payments
 from flashsale.ledger.history import HistoryRow
-from flashsale.ledger.life.change import Change, letter_of
+from flashsale.ledger.life.beside import beside
+from flashsale.ledger.life.change import Change, letter_of, units_of
+from flashsale.ledger.movements import NUMBER
+from flashsale.ledger.orders import OrderRow
 from flashsale.ledger.pool import Connection
 from flashsale.sale.lifecycle import Payment, Status
 
@@ -97,7 +100,10 @@ async def _expire_begun(
     return len(late), len(closing), len(with_payment) == limit
 
 
-_RETURNED = "id, sale, partition, changes, shopper, catalogue_version, extended, skus, quantities, cancelled, payment"
+_RETURNED = (
+    "id, sale, partition, changes, shopper, catalogue_version, extended, skus, quantities, cancelled, payment, prices,"
+    " channel, drawn, lane_number, dispatch_day, identity, limit_year, limit_use"
+)
 
 
 async def _give_back(connection: Connection, expired: list[Any], now_ms: int) -> None:
@@ -107,20 +113,25 @@ async def _give_back(connection: Connection, expired: list[Any], now_ms: int) ->
         [HistoryRow(row[0], row[3], now_ms, "order.expired", "expired", row[10], None) for row in expired],
     )
     items: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    for order_id, sale, partition, number, shopper, version, extended, skus, quantities, cancelled, _ in expired:
+    for order_id, sale, partition, number, shopper, version, extended, skus, quantities, cancelled, _, *more in expired:
         gone = cancelled or [0] * len(skus)
-        left = [[sku, units - less] for sku, units, less in zip(skus, quantities, gone, strict=True) if units > less]
-        items[partition, sale].append(
-            {
-                "order": order_id,
-                "number": number,
-                "letter": letter_of(Status.EXPIRED, extended),
-                "shopper": shopper,
-                "version": version,
-                "lines": left,
-                "quota": True,
-            }
-        )
+        left = [units - less for units, less in zip(quantities, gone, strict=True)]
+        item = {
+            "order": order_id,
+            "number": number,
+            "letter": letter_of(Status.EXPIRED, extended),
+            "shopper": shopper,
+            "version": version,
+            "lines": [[sku, units] for sku, units in zip(skus, left, strict=True) if units],
+            "quota": True,
+        }
+        prices, channel, drawn, lane_number, dispatch_day, *limit = more
+        if drawn is not None or lane_number is not None or limit[0] is not None:
+            item |= beside(
+                channel=channel, skus=skus, quantities=quantities, prices=prices, drawn=drawn,
+                lane=(lane_number, dispatch_day), limit=(limit[0], limit[1], limit[2]), before=gone, units=left,
+            )  # fmt: skip
+        items[partition, sale].append(item)
     for (partition, sale), of_sale in items.items():
         for first in range(0, len(of_sale), OUTBOX_ORDERS):
             await outbox.add(connection, partition, sale, outbox.RELEASE, of_sale[first : first + OUTBOX_ORDERS])
@@ -141,7 +152,8 @@ async def settle_again(connection: Connection, now_ms: int, limit: int = 200) ->
                 continue
             await change.pay(late=row.outcome)
             if taken and change.status is Status.EXPIRED:
-                await change.record("order.paid", {"late": True}, Status.PAID)
+                columns = await _taken_again(connection, change.order, item)
+                await change.record("order.paid", {"late": True}, Status.PAID, **columns)
                 await change.sell((sku, units) for sku, units in item["lines"])
                 await change.mirror()
                 if Payment(change.order.payment) is Payment.REFUNDED or change.payment.state == "closed":
@@ -149,6 +161,28 @@ async def settle_again(connection: Connection, now_ms: int, limit: int = 200) ->
             await change.settle("late")
     await outbox.done(connection, [row.number for row in rows])
     return len(rows)
+
+
+async def _taken_again(connection: Connection, order: OrderRow, item: dict[str, Any]) -> dict[str, Any]:
+    """The order's columns that say where its units were drawn now and by what day its parcel leaves, from the movements
+    that came of asking. `drawn` counts units that were cancelled before as drawn too: they went back first."""
+    if "drawn" not in item and "lane" not in item:
+        return {}
+    rows = await connection.fetch(
+        f"SELECT kind, sku, -units, (detail ->> 'day')::int FROM movement WHERE order_id = $1 AND {NUMBER} = $2"  # noqa: S608
+        " AND kind IN ('drawn', 'lane')",
+        order.id, item["number"],
+    )  # fmt: skip
+    drawn = {sku: units for kind, sku, units, _ in rows if kind == "drawn"}
+    columns: dict[str, Any] = {}
+    if "drawn" in item:
+        gone = units_of(order.cancelled, len(order.skus))
+        again = [drawn[sku] + less if sku in drawn else 0 for sku, less in zip(order.skus, gone, strict=True)]
+        columns["drawn"] = again if any(again) else None
+    for kind, _, _, day in rows:
+        if kind == "lane":
+            columns["dispatch_day"] = day
+    return columns
 
 
 async def lapse(change: Change) -> None:
