@@ -56,6 +56,36 @@ def admin(ttl: Ttl = "24h", as_json: AsJson = False) -> None:
     _print("admin", "admin", ttl, None, as_json)
 
 
+@app.command(epilog='Example: flashsale token agent li-wei (who then orders with "for": "ada")')
+def agent(
+    agent_id: Annotated[str, typer.Argument(metavar="ID", help="The agent's name: what recipients sign grants for.")],
+    ttl: Ttl = "24h",
+    as_json: AsJson = False,
+) -> None:
+    """Print the token of an agent, who orders for others."""
+    _print(agent_id, "agent", ttl, None, as_json)
+
+
+@app.command(epilog="Example: flashsale token channel lazada-sg --ttl 30d")
+def channel(
+    channel_id: Annotated[str, typer.Argument(metavar="ID", help="The sales channel's id.")],
+    ttl: Ttl = "24h",
+    as_json: AsJson = False,
+) -> None:
+    """Print a sales channel's token."""
+    _print(channel_id, "channel", ttl, None, as_json)
+
+
+@app.command(epilog="Example: flashsale token merchant haier --ttl 7d")
+def merchant(
+    merchant_id: Annotated[str, typer.Argument(metavar="ID", help="The merchant's id.")],
+    ttl: Ttl = "24h",
+    as_json: AsJson = False,
+) -> None:
+    """Print a merchant's token."""
+    _print(merchant_id, "merchant", ttl, None, as_json)
+
+
 def _print(sub: str, role: str, ttl: str, count: int | None, as_json: bool) -> None:
     from flashsale import secret, settings  # here: `flashsale token --help` needs none of it
     from flashsale.front.auth import mint

@@ -12,6 +12,8 @@ from pathlib import Path
 import jwt
 import pytest
 
+from flashsale.front.auth import ROLES
+
 FLASHSALE = Path(sys.executable).with_name("flashsale")
 SECRET = "a secret with ünïcode, 32 bytes or more"
 
@@ -38,7 +40,7 @@ def claims_of(text: str, secret: str = SECRET) -> dict[str, object]:
 
 
 def test_help_has_an_example(tmp_path: Path) -> None:
-    for arguments in (("--help",), ("shopper", "--help"), ("admin", "--help")):
+    for arguments in (("--help",), *((role, "--help") for role in ROLES)):
         assert "Example: " in token(tmp_path, *arguments).stdout
 
 
@@ -51,6 +53,12 @@ def test_one_token_and_nothing_else(tmp_path: Path) -> None:
     assert (claims["sub"], claims["role"]) == ("ada", "shopper")
     assert 0 <= int(str(claims["exp"])) - began - 86_400 < 30
     assert claims_of(token(tmp_path, "admin", FLASHSALE_SECRET=SECRET).stdout.strip())["role"] == "admin"
+
+
+@pytest.mark.parametrize("role", ["shopper", "agent", "channel", "merchant"])
+def test_each_role_has_a_token_of_a_name_of_its_own(tmp_path: Path, role: str) -> None:
+    claims = claims_of(token(tmp_path, role, "li-wei", "--ttl", "7d", FLASHSALE_SECRET=SECRET).stdout.strip())
+    assert (claims["sub"], claims["role"]) == ("li-wei", role)
 
 
 def test_the_kept_secret_serves_where_none_is_given(tmp_path: Path) -> None:
