@@ -199,6 +199,12 @@ def post_order(
     return _request("POST /v1/orders HTTP/1.1", [*lines, *more]) + body
 
 
+def post(path: str, body: bytes, token: str = "", media_type: str = "application/json") -> bytes:
+    """Any other POST."""
+    lines = [f"Content-Type: {media_type}".encode(), b"Content-Length: %d" % len(body)]
+    return _request(f"POST {path} HTTP/1.1", _credentials(token) + lines) + body
+
+
 def _credentials(token: str) -> list[bytes]:
     return [f"Authorization: Bearer {token}".encode()] if token else []
 
