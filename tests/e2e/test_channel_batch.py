@@ -1,4 +1,4 @@
-"""Orders of a sales channel, many in one request: each is answered on its own, and what it keeps to itself is its own."""
+"""A sales channel's orders, many in one request: each is answered on its own, and its guarantee is its own."""
 
 from __future__ import annotations
 
