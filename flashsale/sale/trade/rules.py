@@ -33,7 +33,7 @@ EXCISE = "excise:"
 class Country(Struct, frozen=True, array_like=True):
     """How a country's customs works. `zone` IANA; `bloc` whose rules hold too ("EU"), or "". `duty_on` "CIF" or "FOB";
     `sale_tax_on` "CIF" or "FOB": whether tax collected at sale is on the freight too. `terms` "DDP": the seller
-    collects also what the border asks; "DAP": that is due on delivery. `retail_import`: China's regime for retail imports."""
+    collects also what the border asks; "DAP": that is due on delivery. `retail_import`: China's retail regime."""
 
     code: str
     zone: str
