@@ -18,8 +18,6 @@ from flashsale.sale.world import World
 ASK_AGAIN_MS = 3_600_000
 """A market that nothing is known of is looked at again after this: a rule may begin."""
 
-_KEPT_MAX = 50_000  # orders of one line whose quote is kept: the demo's offers, lanes and quotas ten times over
-
 
 class NotSoldHere(Exception):
     """The offer can't be sold in this market, now or by this channel: its SKU, and a sentence that says why."""
@@ -61,7 +59,7 @@ class QuotedMarket:
     `lanes`: the default first. `regime` None: no rule of the country is known, and nothing is sold.
     """
 
-    __slots__ = ("_channels", "_kept", "code", "from_ms", "lanes", "offers", "regime", "until_ms")
+    __slots__ = ("_channels", "code", "from_ms", "lanes", "offers", "regime", "until_ms")
 
     def __init__(self, sale: Sale, code: str, world: World, at_ms: int) -> None:
         self.code = code
@@ -72,33 +70,12 @@ class QuotedMarket:
         }
         self.from_ms, self.until_ms = _span(self, at_ms)
         self._channels = {channel.id: channel.serves(code) for channel in world.channels}
-        self._kept: dict[tuple[str, int, str | None, str | None], Quoted] = {}
 
     def land(self, lines: Sequence[tuple[str, int]], lane_id: str | None, channel: str | None) -> Quoted:
         """The cost of (SKU, quantity) lines by that lane; None: by the first that takes them.
 
         Raises NotSoldHere, LaneUnavailable, and KeyError for a SKU that has no price in this market.
         """
-        if len(lines) > 1:
-            return self._land(lines, lane_id, channel)
-        sku, quantity = lines[0]
-        key = (sku, quantity, lane_id, channel)
-        quoted = self._kept.get(key)
-        if quoted is None:
-            quoted = self._land(lines, lane_id, channel)
-            # A stranger's channel is any word: only what the world knows is kept, so nobody can crowd out the rest.
-            if len(self._kept) < _KEPT_MAX and (channel is None or channel in self._channels):
-                self._kept[key] = quoted
-        return quoted
-
-    def each_lane(self, lines: Sequence[tuple[str, int]], channel: str | None) -> list[Quoted]:
-        """The cost by each lane that takes the lines, the default first. Raises NotSoldHere, and KeyError as `land`."""
-        offers = self._sold(lines, channel)
-        weight_g = sum([offer.offer.weight_g * quantity for offer, (_, quantity) in zip(offers, lines, strict=True)])
-        by_lane = [(lane, self._shipping(lane, offers, weight_g)) for lane in self.lanes]
-        return [self._by_lane(lane, shipping, offers, lines) for lane, shipping in by_lane if shipping is not None]
-
-    def _land(self, lines: Sequence[tuple[str, int]], lane_id: str | None, channel: str | None) -> Quoted:
         offers = self._sold(lines, channel)
         weight_g = sum([offer.offer.weight_g * quantity for offer, (_, quantity) in zip(offers, lines, strict=True)])
         for lane in self.lanes:
@@ -108,6 +85,13 @@ class QuotedMarket:
                     return self._by_lane(lane, shipping, offers, lines)
         open_lanes = (lane.id for lane in self.lanes if self._shipping(lane, offers, weight_g) is not None)
         raise LaneUnavailable(lane_id, tuple(open_lanes))
+
+    def each_lane(self, lines: Sequence[tuple[str, int]], channel: str | None) -> list[Quoted]:
+        """The cost by each lane that takes the lines, the default first. Raises NotSoldHere, and KeyError as `land`."""
+        offers = self._sold(lines, channel)
+        weight_g = sum([offer.offer.weight_g * quantity for offer, (_, quantity) in zip(offers, lines, strict=True)])
+        by_lane = [(lane, self._shipping(lane, offers, weight_g)) for lane in self.lanes]
+        return [self._by_lane(lane, shipping, offers, lines) for lane, shipping in by_lane if shipping is not None]
 
     def _sold(self, lines: Sequence[tuple[str, int]], channel: str | None) -> list[QuotedOffer]:
         """The lines' offers, every one of them sold here."""
