@@ -6,7 +6,7 @@ The resources are described each in a module of its own. What the hot path answe
 import orjson
 from aiohttp import web
 
-from flashsale.front import openapi_life, openapi_orders, openapi_sales, openapi_webhooks
+from flashsale.front import openapi_channels, openapi_life, openapi_orders, openapi_sales, openapi_webhooks
 from flashsale.front.answers import JSON
 from flashsale.front.openapi_terms import (
     ORDER_ID,
@@ -79,15 +79,17 @@ OPENAPI: Schema = {
         **openapi_life.PATHS,
         **openapi_sales.PATHS,
         **openapi_webhooks.PATHS,
+        **openapi_channels.PATHS,
         **_HOUSE_PATHS,
     },
-    "webhooks": openapi_webhooks.WEBHOOKS,
+    "webhooks": {**openapi_webhooks.WEBHOOKS, **openapi_channels.WEBHOOKS},
     "components": {
         "schemas": {
             **openapi_orders.SCHEMAS,
             **openapi_life.SCHEMAS,
             **openapi_sales.SCHEMAS,
             **openapi_webhooks.SCHEMAS,
+            **openapi_channels.SCHEMAS,
             **_HOUSE_SCHEMAS,
         },
         "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},

@@ -74,7 +74,8 @@ async def find_in_ledger(context: FrontContext, order_id: str, claims: Claims) -
 
 
 def _check_owner(order: OrderRow, claims: Claims) -> None:
-    if claims.role != "admin" and order.shopper != claims.sub:
+    owner = order.channel if claims.role == "channel" else order.shopper
+    if claims.role != "admin" and owner != claims.sub:
         raise not_found()
 
 

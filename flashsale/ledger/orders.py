@@ -128,6 +128,28 @@ async def of_shopper(connection: Connection, shopper: str, limit: int, after: st
     return [OrderRow(*row) for row in rows]
 
 
+async def of_channel(
+    connection: Connection,
+    channel: str,
+    limit: int,
+    *,
+    after_ms: int | None = None,
+    before_ms: int | None = None,
+    after: str | None = None,
+) -> list[OrderRow]:
+    """The channel's orders, oldest first: made later than `after_ms`, before `before_ms`, behind the order `after`. A
+    partition's orders reach the ledger in the order of their making, so a page that was read gains none later."""
+    rows = await connection.fetch(
+        f"SELECT {_READ} FROM orders WHERE channel = $1 AND channel <> 'direct'"  # noqa: S608  the index's own words
+        " AND journal_ms > coalesce($2::int8, -1) AND journal_ms < coalesce($3::int8, 9223372036854775807)"
+        " AND (journal_ms, journal_seq, id) > (SELECT coalesce(max(a.journal_ms), -1), coalesce(max(a.journal_seq), 0),"
+        "   coalesce(max(a.id), '') FROM orders AS a WHERE a.id = $4 AND a.channel = $1)"
+        " ORDER BY journal_ms, journal_seq, id LIMIT $5",
+        channel, after_ms, before_ms, after, limit,
+    )  # fmt: skip
+    return [OrderRow(*row) for row in rows]
+
+
 async def sold_units(connection: Connection, sale: int) -> dict[int, int]:
     """Units paid and not given back, by offer index."""
     return {row[0]: row[1] for row in await connection.fetch("SELECT sku, units FROM sold WHERE sale = $1", sale)}

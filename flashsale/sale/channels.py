@@ -6,7 +6,7 @@ their ids carry the channel's, divided by a character that no token can hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -57,19 +57,19 @@ class Channel(Struct, frozen=True):
     def sellable(
         self,
         offers: Iterable[Offer],
-        available: Mapping[int, int],
+        common: Sequence[int],
         guaranteed: Mapping[int, int],
         suspended: frozenset[int],
         now_ms: int,
     ) -> dict[int, int]:
         """Units of each offer, by index, that an order of the channel would find now in an open sale: what is left of
-        its guarantee and the common pool. Offers that are priced in none of its markets are left out."""
+        its guarantee (`guaranteed`) and the common pool. Offers that are priced in none of its markets are left out."""
         units = {}
         for offer in offers:
             if not any(self.serves(market) for market in offer.prices):
                 continue
             sold = offer.index not in suspended and self.sells(offer, now_ms)
-            units[offer.index] = available.get(offer.index, 0) + guaranteed.get(offer.index, 0) if sold else 0
+            units[offer.index] = common[offer.index] + guaranteed.get(offer.index, 0) if sold else 0
         return units
 
 
