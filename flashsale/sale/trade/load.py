@@ -24,6 +24,9 @@ KINDS = frozenset({
 })  # fmt: skip
 """What the regimes know. A row of the kind "noted" is a fact with its source that no order's cost turns on here."""
 
+RATE_MAX_PPM = 10**12
+"""A million of one currency for one of another."""
+
 Row = dict[str, str]
 Made = TypeVar("Made")
 
@@ -95,9 +98,10 @@ def _exchange_rate(row: Row) -> ExchangeRate:
 
 
 def parts(text: str) -> int:
-    """A decimal as parts of PPM: "0.075" is 75,000. Raises ValueError for what is no number or finer than that."""
+    """A decimal as parts of PPM: "0.075" is 75,000. Raises ValueError or ArithmeticError for what is no number, too big
+    or finer than that."""
     scaled = Decimal(text) * PPM
-    if scaled != int(scaled) or scaled < 0:
+    if not 0 <= scaled <= RATE_MAX_PPM or scaled != int(scaled):
         raise ValueError(f"{text!r} is not a rate in whole millionths")
     return int(scaled)
 

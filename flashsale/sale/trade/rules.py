@@ -90,6 +90,10 @@ def midnight_ms(day: str, zone: str, days_later: int = 0) -> int:
     return int(datetime(local.year, local.month, local.day, tzinfo=ZoneInfo(zone)).timestamp()) * 1000
 
 
+class NoExchangeRate(LookupError):
+    """No rate from the first currency to the second has begun, so a threshold can't be compared."""
+
+
 class TradeRules(Struct, frozen=True):
     """Every rule, duty rate and exchange rate that the engine knows."""
 
@@ -121,7 +125,10 @@ class TradeRules(Struct, frozen=True):
         duties = DutyTable(span.holding([each for each in self.duty_rates if each.country in _names(known)]))
         if known.retail_import:
             return self._retail(known, span, rules, duties)
-        return self._customs(known, span, rules, duties)
+        try:
+            return self._customs(known, span, rules, duties)
+        except NoExchangeRate:
+            return None
 
     def _holding(self, span: _Span, country: Country, ships_from: str) -> list[Rule]:
         """The rules that hold, those for goods from one place behind those for all, so that they win."""
@@ -238,14 +245,14 @@ class _Money:
         return numerator, PPM * 10 ** EXPONENTS[rule.currency]
 
     def _rate(self, base: str) -> ExchangeRate:
-        """The newest that has begun. Raises LookupError where there is none: the data is at fault."""
+        """The newest that has begun. Raises NoExchangeRate where none has."""
         begun = [
             rate
             for rate in self._rates
             if rate.base == base and rate.quote == self._currency and self._span.begins(midnight_ms(rate.since, "UTC"))
         ]
         if not begun:
-            raise LookupError(f"no exchange rate from {base} to {self._currency}")
+            raise NoExchangeRate(base, self._currency)
         newest = max(begun, key=lambda rate: rate.since)
         self.estimated = self.estimated or newest.grade == "C"
         return newest
