@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, cast
@@ -19,12 +20,13 @@ import redis.asyncio
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from flashsale.ledger import movements, orders, partitions, sales
+from flashsale.ledger import held, movements, orders, partitions, sales
 from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import CONNECTION_LOST, LedgerAway, connect
 from flashsale.pipeline.journal_rows import read_journal
 from flashsale.pipeline.ledger_writer import MarkMoved, store_entries
 from flashsale.reservation import commands, holds, keys, server
+from flashsale.reservation.limits import identity_field, lane_field
 from flashsale.reservation.movements import EpochSet, encode_movement, parse_entry_id
 from flashsale.sale.catalogue import Catalogue
 from flashsale.sale.identity import SaleIdentity
@@ -252,6 +254,11 @@ def limited_lines(catalogues: dict[int, Catalogue]) -> list[tuple[int, int, int]
     ]
 
 
+def channel_numbers(catalogues: dict[int, Catalogue]) -> dict[str, int]:
+    """Every channel's number, of any version: a number names its channel for ever."""
+    return {channel.id: channel.number for catalogue in catalogues.values() for channel in catalogue.world.channels}
+
+
 class _HashWriter:
     """Gathers fields of many hashes and writes them in long commands, several a round trip."""
 
@@ -294,6 +301,7 @@ async def _write(
     supplied = await movements.supplies(ledger, partition, mark)
     released = await movements.released_units(ledger, partition, mark)
     taken = await orders.taken_units(ledger, partition, mark)
+    guarantees = await held.guarantees_left(ledger, partition, mark, channel_numbers(catalogues))
     states = replayed(await movements.of_sales(ledger, partition))
     for number, state in states.items():
         sale_id = rows[number].id
@@ -307,15 +315,27 @@ async def _write(
         }
         for name, value in values.items():
             await writer.put(keys.state(partition, sale_id), name, value)
+        guaranteed: Counter[int] = Counter()
+        for (sku, channel), units in guarantees.get(number, {}).items():
+            guaranteed[sku] += units
+            await writer.put(keys.stock(partition, sale_id), f"{sku}.{channel}", units)
         for sku, supply in supplied.get(number, {}).items():
-            available = supply - taken.get(number, {}).get(sku, 0) + released.get(number, {}).get(sku, 0)
+            common = supply - taken.get(number, {}).get(sku, 0) + released.get(number, {}).get(sku, 0)
+            common -= guaranteed[sku]
             await writer.put(keys.supply(partition, sale_id), sku, supply)
-            await writer.put(keys.stock(partition, sale_id), sku, available)
+            await writer.put(keys.stock(partition, sale_id), sku, common)
 
     identities = {number: SaleIdentity(partition, number, row.key) for number, row in rows.items()}
     async for number, shopper, sku, units in orders.each_quota_use(ledger, partition, mark, limited_lines(catalogues)):
         quota_field = identities[number].quota_field(shopper, sku)
         await writer.put(keys.quota(partition, rows[number].id), quota_field, units)
+
+    for (lane, day), parcels in (await held.lane_days(ledger, partition, mark)).items():
+        await writer.put(keys.limits(partition), lane_field(lane, day), parcels)
+    async for person, year, amount in held.each_import(ledger, partition, mark):
+        await writer.put(keys.limits(partition), identity_field(person, year), amount)
+    for (recipient, agent), grant in (await held.grants(ledger, partition, mark)).items():
+        await writer.put(keys.grants(partition), commands.grant_field(recipient, agent), grant)
 
     count, total = 0, await orders.count(ledger) if progress is not None else 0
     async for order in orders.each_hold(ledger, partition, mark):
