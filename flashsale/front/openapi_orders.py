@@ -31,6 +31,24 @@ _BECAME: dict[str, Schema] = {
     "refunded": {**UNITS, "description": "Units whose price went back, or is not taken."},
 }
 
+DATE: Schema = {"type": "string", "format": "date"}
+_TAXED: dict[str, Schema] = {
+    "duty": {**ref("Money"), "description": "Of all units of the line, a part of the total; across a border."},
+    "tax": {**ref("Money"), "description": "Of all units of the line, a part of the total; across a border."},
+}
+CROSSING: dict[str, Schema] = {
+    "shipping": {**ref("Money"), "description": "A part of the total."},
+    "duty": {**ref("Money"), "description": "What the seller collects: a part of the total."},
+    "tax": {**ref("Money"), "description": "What the seller collects: a part of the total."},
+    "due_on_delivery": {
+        **obj({"duty": ref("Money"), "tax": ref("Money")}),
+        "description": "What is collected at the border, estimated; not in the total.",
+    },
+    "terms": {"enum": ["DDP", "DAP"], "description": "DDP: nothing is due on delivery that was not paid; DAP: it is."},
+    "estimated": {"type": "boolean", "description": "A rule took part that no authority's own page was seen for."},
+}
+"""What an order or a quote says of its border; zero amounts where the sale crosses none."""
+
 _ORDER_FIELDS: dict[str, Schema] = {
     "id": ORDER_ID,
     "sale": TEXT,
@@ -39,15 +57,27 @@ _ORDER_FIELDS: dict[str, Schema] = {
     "channel": TEXT,
     "lines": array(obj(_LINE)),
     "total": ref("Money"),
+    "lane": {"type": ["string", "null"], "description": "Carrier and route."},
+    **CROSSING,
+    "promised_by": {"type": ["string", "null"], "format": "date", "description": "In the market's own time."},
     "reserved_until": TIME,
 }
-_LISTED_FIELDS: dict[str, Schema] = {**_ORDER_FIELDS, "lines": array(obj(_LINE, _BECAME)), "created_at": TIME}
+_LISTED_FIELDS: dict[str, Schema] = {
+    **_ORDER_FIELDS,
+    "lines": array(obj(_LINE, {**_TAXED, **_BECAME})),
+    "created_at": TIME,
+}
+_SAID_OF_SOME: dict[str, Schema] = {
+    "restated_by": {**DATE, "description": "The promise as restated at the payment; `promised_by` stays."},
+    "agent": {**TEXT, "description": "Who ordered for the shopper."},
+}
 
 _REFUSALS = (
     *("malformed", "idempotency-key-missing", "unauthenticated", "forbidden", "sale-not-open", "unknown-sale"),
     *("unknown-sku", "sold-out", "quota-exceeded", "price-changed", "sku-suspended", "sale-closed", "too-large"),
     *("unsupported-media-type", "invalid-order", "idempotency-mismatch", "too-many-requests", "headers-too-large"),
     *("internal", "sale-paused", "overloaded", "outcome-unknown"),
+    *("lane-unavailable", "lane-full", "not-sold-here", "import-limit-exceeded", "identity-unverified", "not-granted"),
 )
 
 _PLACE_ORDER: Schema = {
@@ -119,6 +149,18 @@ SCHEMAS: dict[str, Schema] = {
                 closed=True,
             ),
             "expected_total": {**ref("Money"), "description": "Refused as price-changed where the total differs."},
+            "for": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 128,
+                "description": "With an agent's token: the shopper whose order it is.",
+            },
+            "identity": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 64,
+                "description": "The verified identity whose import limit the order counts for.",
+            },
         },
         closed=True,
     ),
@@ -130,14 +172,23 @@ SCHEMAS: dict[str, Schema] = {
             "next": ref("NextStep"),
             "history": array(ref("HistoryEntry")),
         },
-        {"refunds": array(ref("Refund")), "returns": array(ref("Return"))},
+        {
+            **_SAID_OF_SOME,
+            "total_text": {**TEXT, "description": "`total` as the locale of Accept-Language writes it."},
+            "refunds": array(ref("Refund")),
+            "returns": array(ref("Return")),
+        },
     ),
     "NextStep": obj(
         {
             "do": {"enum": [do.value for do in Do], "description": "What the shopper does next."},
             "why": {**TEXT, "description": "A sentence for people."},
         },
-        {"href": {**TEXT, "description": "Where."}, "until": {**TIME, "description": "Until when."}},
+        {
+            "href": {**TEXT, "description": "Where."},
+            "until": {**TIME, "description": "Until when."},
+            "until_text": {**TEXT, "description": "`until` as the locale of Accept-Language writes it."},
+        },
     ),
     "HistoryEntry": obj(
         {
@@ -149,7 +200,7 @@ SCHEMAS: dict[str, Schema] = {
         {"detail": {"type": "object"}},
     ),
     "Orders": obj(
-        {"orders": array(obj(_LISTED_FIELDS))},
+        {"orders": array(obj(_LISTED_FIELDS, _SAID_OF_SOME))},
         {"next": {**TEXT, "description": "A path."}},
     ),
 }

@@ -35,6 +35,7 @@ def shown(order: OrderRow, sale: Sale) -> dict[str, Any]:
         "channel": order.channel,
         "lines": [_line(order, place, sale) for place in range(len(order.skus))],
         "total": money(order.total, order.currency),
+        **_crossing(order),
         "reserved_until": rfc3339(deadline_ms(order)),
         "created_at": rfc3339(order.journal_ms),
     }
@@ -56,6 +57,31 @@ def whole(found: Dossier, sale: Sale, now_ms: int | None = None) -> dict[str, An
     return body
 
 
+def _crossing(order: OrderRow) -> dict[str, Any]:
+    """How it gets there, by when, and what its border costs, as the order froze it: nothing where it crosses none.
+
+    `promised_by` stays what was promised with the order; a promise made anew at the payment stands beside it.
+    """
+    body: dict[str, Any] = {
+        "lane": order.lane,
+        "shipping": money(order.shipping or 0, order.currency),
+        "duty": money(sum(order.duties or ()), order.currency),
+        "tax": money(sum(order.taxes or ()), order.currency),
+        "due_on_delivery": {
+            "duty": money(order.due_duty or 0, order.currency),
+            "tax": money(order.due_tax or 0, order.currency),
+        },
+        "terms": "DAP" if order.ddp is False else "DDP",
+        "estimated": bool(order.estimated),
+        "promised_by": order.promised_by and order.promised_by.isoformat(),
+    }
+    if order.restated_by is not None:
+        body["restated_by"] = order.restated_by.isoformat()
+    if order.agent is not None:
+        body["agent"] = order.agent
+    return body
+
+
 def deadline_ms(order: OrderRow) -> int:
     """When the hold runs out."""
     return order.journal_ms + order.hold_ms
@@ -67,6 +93,9 @@ def _line(order: OrderRow, place: int, sale: Sale) -> dict[str, Any]:
         "quantity": order.quantities[place],
         "price": money(order.prices[place], order.currency),
     }
+    if order.duties is not None and order.taxes is not None:
+        line["duty"] = money(order.duties[place], order.currency)
+        line["tax"] = money(order.taxes[place], order.currency)
     for name in _UNITS:
         units: Sequence[int] | None = getattr(order, name)
         if units is not None and units[place]:
