@@ -30,4 +30,4 @@ class World(Struct, frozen=True, dict=True):
 @cache
 def packaged() -> World:
     """The world in the data that this release carries."""
-    return World(TradeRules.load(), LaneBook(), channels.load())
+    return World(TradeRules.load(), LaneBook.load(), channels.load())
