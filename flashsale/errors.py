@@ -193,6 +193,9 @@ class Refused(Exception):
     def problem(self) -> Problem:
         return PROBLEMS[self.name]
 
+    def document(self) -> dict[str, Any]:
+        return problem_document(self.name, self.detail, **self.members)
+
     def body(self) -> bytes:
         return problem_body(self.name, self.detail, **self.members)
 
@@ -204,13 +207,16 @@ class Refused(Exception):
 
 def problem_body(name: str, detail: str = "", **members: Any) -> bytes:
     """The RFC 9457 body of problem `name`, JSON. `detail` is for people; `members` follow the five of the RFC."""
+    return orjson.dumps(problem_document(name, detail, **members))
+
+
+def problem_document(name: str, detail: str = "", **members: Any) -> dict[str, Any]:
+    """What `problem_body` encodes, in English."""
     problem = PROBLEMS[name]
-    return orjson.dumps(
-        {
-            "type": f"/problems/{name}",
-            "title": problem.title,
-            "status": problem.status,
-            "detail": detail or problem.next_step,
-            **members,
-        }
-    )
+    return {
+        "type": f"/problems/{name}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": detail or problem.next_step,
+        **members,
+    }

@@ -13,6 +13,7 @@ from flashsale.front.context import FrontContext, context_of
 from flashsale.front.order_document import shown_refund
 from flashsale.front.order_reading import find
 from flashsale.front.steps import admin, as_it_is_now, by_index, now_ms, order_of, transaction
+from flashsale.front.wording import order_answer
 from flashsale.ledger import life
 from flashsale.ledger.orders import OrderRow
 from flashsale.reservation import commands
@@ -31,7 +32,7 @@ async def extend(request: web.Request) -> web.Response:
     async with transaction(context) as connection:
         order = await life.extend(connection, order.id, extension_ms, valkey_ms, guard_ms)
         body = await as_it_is_now(connection, order, sale)
-    return answer(request, body)
+    return order_answer(request, body)
 
 
 async def _extension_ms(context: FrontContext, order: OrderRow, sale: Sale) -> int:
@@ -50,7 +51,7 @@ async def cancel(request: web.Request) -> web.Response:
     async with transaction(context_of(request)) as connection:
         order = await life.cancel(connection, order.id, lines, now_ms(), reason=asked.reason, by=claims.role, key=key)
         body = await as_it_is_now(connection, order, sale)
-    return answer(request, body)
+    return order_answer(request, body)
 
 
 async def ship(request: web.Request) -> web.Response:
@@ -62,7 +63,7 @@ async def ship(request: web.Request) -> web.Response:
     async with transaction(context_of(request)) as connection:
         order = await life.ship(connection, order.id, lines, now_ms(), key=key)
         body = await as_it_is_now(connection, order, sale)
-    return answer(request, body)
+    return order_answer(request, body)
 
 
 async def deliver(request: web.Request) -> web.Response:
@@ -73,7 +74,7 @@ async def deliver(request: web.Request) -> web.Response:
     async with transaction(context_of(request)) as connection:
         order = await life.deliver(connection, order.id, asked.delivered, now_ms())
         body = await as_it_is_now(connection, order, sale)
-    return answer(request, body)
+    return order_answer(request, body)
 
 
 async def refund(request: web.Request) -> web.Response:
@@ -86,7 +87,7 @@ async def refund(request: web.Request) -> web.Response:
     async with transaction(context_of(request)) as connection:
         order = await life.refund_goodwill(connection, order.id, asked.amount.amount, asked.reason, now_ms(), key=key)
         body = await as_it_is_now(connection, order, sale)
-    return answer(request, body)
+    return order_answer(request, body)
 
 
 async def refunds(request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ from yarl import URL
 from flashsale.errors import AUTHENTICATE, PROBLEM_JSON, Refused
 from flashsale.front.auth import Claims, bearer
 from flashsale.front.context import context_of
+from flashsale.languages import ENGLISH, say
 
 LIMIT_DEFAULT = 50  # items of a list's page
 LIMIT_MAX = 200
@@ -29,11 +30,24 @@ def answer(request: web.Request, body: object) -> web.Response:
     return web.Response(body=msgspec.msgpack.encode(body), content_type=media_type)
 
 
-def problem(refused: Refused, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The answer that a `Refused` stands for, with the headers that its status asks for."""
+def in_language(response: web.Response, language: str) -> web.Response:
+    """The answer, which says what language it is in and that another reader gets another."""
+    response.headers["Content-Language"] = language
+    response.headers["Vary"] = "Accept-Language"
+    return response
+
+
+def problem(refused: Refused, language: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    """The answer that a `Refused` stands for, with the headers that its status asks for, in a language of LANGUAGES:
+    the title, and what to do next. The detail of this one occurrence is English; what to do next follows it then."""
+    document = refused.document()
+    if language != ENGLISH:
+        document["title"] = say(refused.problem.title, language)
+        document["next_step" if refused.detail else "detail"] = say(refused.problem.next_step, language)
     response = web.Response(
-        body=refused.body(), status=refused.problem.status, content_type=PROBLEM_JSON, headers=headers
+        body=orjson.dumps(document), status=refused.problem.status, content_type=PROBLEM_JSON, headers=headers
     )
+    in_language(response, language)
     if retry_after_s := refused.retry_after_s():
         response.headers["Retry-After"] = str(retry_after_s)
     if refused.problem.status == 401:
@@ -110,6 +124,6 @@ def bad_parameter(name: str, fault: str) -> Refused:
 
 def next_path(request: web.Request, after: str) -> str:
     """The path of the list's next page: this one's known parameters, and `after`."""
-    known = ("market", "limit", "created_after", "created_before")
+    known = ("market", "locale", "limit", "created_after", "created_before")
     kept = {name: request.query[name] for name in known if name in request.query}
     return URL.build(path=request.path, query={**kept, "after": after}).raw_path_qs

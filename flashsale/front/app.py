@@ -34,6 +34,7 @@ from flashsale.front.answers import EVENT_STREAM, problem
 from flashsale.front.context import CONTEXT, FrontContext
 from flashsale.front.events import STREAMS, Streams
 from flashsale.front.watch import WATCH, Watch
+from flashsale.front.wording import language
 
 Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -165,26 +166,26 @@ async def _answer(request: web.Request, page: Page) -> web.StreamResponse:
     try:
         return await page(request)
     except Refused as refused:
-        return problem(refused)
+        return problem(refused, language(request))
     except web.HTTPMethodNotAllowed as refused:
         return _method_refused(request, refused)
     except web.HTTPException as refused:
         if refused.status < 400:
             return refused
-        return problem(Refused(_OF_STATUS.get(refused.status, "malformed")))
+        return problem(Refused(_OF_STATUS.get(refused.status, "malformed")), language(request))
     except _VALKEY_AWAY as away:
         log.warning("page without Valkey", request_id=request[REQUEST_ID], reason=repr(away))
-        return problem(Refused("overloaded", "The stock does not answer.", retry_after=1))
+        return problem(Refused("overloaded", "The stock does not answer.", retry_after=1), language(request))
     except Exception:
         log.exception("page failed", request_id=request[REQUEST_ID], method=request.method)
-        return problem(Refused("internal", request_id=request[REQUEST_ID]))
+        return problem(Refused("internal", request_id=request[REQUEST_ID]), language(request))
 
 
 def _method_refused(request: web.Request, refused: web.HTTPMethodNotAllowed) -> web.Response:
     allowed = ", ".join(sorted({*refused.allowed_methods, "OPTIONS"}))
     if request.method == "OPTIONS":
         return web.Response(status=204, headers={"Allow": allowed})
-    return problem(Refused("method-not-allowed", f"Allowed here: {allowed}."), {"Allow": allowed})
+    return problem(Refused("method-not-allowed", f"Allowed here: {allowed}."), language(request), {"Allow": allowed})
 
 
 async def _set_headers(request: web.Request, response: web.StreamResponse) -> None:

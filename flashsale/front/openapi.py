@@ -38,6 +38,10 @@ _HOUSE_SCHEMAS: dict[str, Schema] = {
             "fields": {"type": ["object", "array"], "description": "invalid-order: each field at fault."},
             "retry_after": {"type": "integer", "description": "Seconds."},
             "request_id": TEXT,
+            "next_step": {
+                **TEXT,
+                "description": "What to do next, where another language than `detail`'s was asked for.",
+            },
         },
     ),
 }

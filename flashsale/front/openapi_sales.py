@@ -46,6 +46,13 @@ SCHEMAS: dict[str, Schema] = {
                     },
                     {
                         "price": {**ref("Money"), "description": "With ?market."},
+                        "price_text": {**TEXT, "description": "As the locale asked for writes it."},
+                        "price_texts": {
+                            "type": "object",
+                            "additionalProperties": TEXT,
+                            "description": "`prices` as the locale asked for writes them.",
+                        },
+                        "available_text": {**TEXT, "description": "As the locale asked for writes it."},
                         "prices": {
                             "type": "object",
                             "additionalProperties": ref("Money"),
@@ -84,7 +91,13 @@ PATHS: dict[str, Schema] = {
         "What a sale offers: in one market, or in all.",
         "Offers",
         *("malformed", "unknown-sale", "overloaded"),
-        parameters=(SALE, query_parameter("market", "ISO 3166-1 alpha-2 country code.", TEXT), LIMIT, AFTER),
+        parameters=(
+            SALE,
+            query_parameter("market", "ISO 3166-1 alpha-2 country code.", TEXT),
+            query_parameter("locale", "BCP 47, such as zh-HK: titles and texts; Accept-Language, else.", TEXT),
+            LIMIT,
+            AFTER,
+        ),
     ),
     "/v1/sales/{sale}/stock": page(
         "Supply, available, held and sold of every SKU, now; as events: now and at every change.",

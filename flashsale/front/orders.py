@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator
 from aiohttp import web
 
 from flashsale.errors import Refused
-from flashsale.front.answers import answer, who
+from flashsale.front.answers import who
 from flashsale.front.auth import Claims
 from flashsale.front.context import context_of
 from flashsale.front.events import HEARTBEAT, HEARTBEAT_S, STREAMS, frame, stream
 from flashsale.front.order_document import history, whole
 from flashsale.front.order_reading import find, find_again
 from flashsale.front.watch import WATCH
+from flashsale.front.wording import order_answer
 
 AGAIN_S = 1.0  # a stream whose look failed looks again after this
 
@@ -20,7 +21,7 @@ AGAIN_S = 1.0  # a stream whose look failed looks again after this
 async def order(request: web.Request) -> web.Response:
     """GET /v1/orders/{id}"""
     found, sale = await find(context_of(request), request.match_info["id"], who(request))
-    return answer(request, whole(found, sale))
+    return order_answer(request, whole(found, sale))
 
 
 async def order_events(request: web.Request) -> web.StreamResponse:

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from flashsale.errors import Refused
-from flashsale.front.answers import answer, bad_parameter, limit, money, next_path, parameter, rfc3339
+from flashsale.front.answers import answer, bad_parameter, in_language, limit, money, next_path, parameter, rfc3339
 from flashsale.front.context import FrontContext, context_of
+from flashsale.front.wording import locales, writing
+from flashsale.languages import ENGLISH
 from flashsale.reservation import commands
 from flashsale.reservation.commands import SaleReading
 from flashsale.sale.catalogue import Offer, Sale
 from flashsale.sale.market import MARKETS, Market
+from flashsale.sale.writing import money_text, number_text
 
 
 class SaleNow(NamedTuple):
@@ -94,9 +97,11 @@ def _market(market: Market) -> dict[str, str]:
 
 async def offers(request: web.Request) -> web.Response:
     """GET /v1/sales/{sale}/offers: with ?market= those priced there, `price` and title in its currency and language;
-    without it all of them, with `prices` by market."""
+    without it all of them, with `prices` by market. With ?locale= or Accept-Language the title is the nearest to that,
+    and each price is there as text as well, as that locale writes it."""
     size, after = limit(request), parameter(request, "after")
     market = _asked_market(request)
+    wanted = locales(request)
     now = await sale_now(context_of(request), request.match_info["sale"])
     start = 0
     if after is not None:
@@ -106,12 +111,12 @@ async def offers(request: web.Request) -> web.Response:
         start = last.index + 1
     found = [offer for offer in now.sale.offers[start:] if market is None or market.code in offer.prices]
     body: dict[str, Any] = {
-        "offers": [_offer(offer, now.state, market) for offer in found[:size]],
+        "offers": [_offer(offer, now.state, market, wanted) for offer in found[:size]],
         "as_of": rfc3339(now.state.now_ms),
     }
     if len(found) > size:
         body["next"] = next_path(request, found[size - 1].sku)
-    return answer(request, body)
+    return in_language(answer(request, body), writing(wanted) or (market.locale if market else ENGLISH))
 
 
 def _asked_market(request: web.Request) -> Market | None:
@@ -124,17 +129,26 @@ def _asked_market(request: web.Request) -> Market | None:
     return market
 
 
-def _offer(offer: Offer, state: SaleReading, market: Market | None) -> dict[str, Any]:
+def _offer(offer: Offer, state: SaleReading, market: Market | None, wanted: tuple[str, ...]) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "sku": offer.sku,
-        "title": offer.title_in(market.locale if market else "en"),
+        "title": offer.title_in(*wanted, market.locale if market else ENGLISH),
         "brand": offer.brand,
     }
+    locale = writing(wanted)
     if market:
         shown["price"] = money(offer.prices[market.code], market.currency)
+        if locale is not None:
+            shown["price_text"] = money_text(offer.prices[market.code], market.currency, locale)
     else:
         shown["prices"] = {code: money(amount, MARKETS[code].currency) for code, amount in offer.prices.items()}
+        if locale is not None:
+            shown["price_texts"] = {
+                code: money_text(amount, MARKETS[code].currency, locale) for code, amount in offer.prices.items()
+            }
     shown["quota"] = offer.quota
     shown["available"] = state.available[offer.index]
+    if locale is not None:
+        shown["available_text"] = number_text(shown["available"], locale)
     shown["suspended"] = offer.index in state.suspended
     return shown

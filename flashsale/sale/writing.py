@@ -18,6 +18,7 @@ from flashsale.sale.locales import LAST_RESORT, known
 from flashsale.sale.money import EXPONENTS
 
 
+@lru_cache(maxsize=16_384)  # a page of offers writes the same prices for every reader: 20 us each, else
 def money_text(amount_minor: int, currency: str, locale: str) -> str:
     """Minor units as the locale writes an amount: (1899000, "THB", "th") -> "฿18,990.00". Raises KeyError for a
     currency that ISO 4217 doesn't know. A locale that CLDR doesn't know is written as English is."""
