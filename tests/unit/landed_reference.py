@@ -87,15 +87,23 @@ class Reference:
     def amount(self, rule: Rule) -> Fraction:
         """The rule's amount in the market's major unit."""
         value = Fraction(rule.value, 10 ** EXPONENTS[rule.currency])
-        if rule.currency == self.currency:
-            return value
-        rates = [
-            each
+        return value * Fraction(self.exchange(rule.currency)[-1][1], MILLION)
+
+    def exchange(self, currency: str) -> list[tuple[str, int]]:
+        """The rates from that currency that have begun, oldest first: day and millionths."""
+        if currency == self.currency:
+            return [("", MILLION)]
+        return sorted(
+            (each.since, each.ppm)
             for each in self.trade.exchange_rates
-            if (each.base, each.quote) == (rule.currency, self.currency)
-            and date.fromisoformat(each.since) <= self.utc_day
-        ]
-        return value * Fraction(max(rates, key=lambda each: each.since).ppm, MILLION)
+            if (each.base, each.quote) == (currency, self.currency) and date.fromisoformat(each.since) <= self.utc_day
+        )
+
+    def comparable(self) -> bool:
+        """Whether every rule that holds is in a currency that has a rate."""
+        names = {self.country.code, self.country.bloc}
+        rules = [rule for rule in self.trade.rules if rule.country in names and rule.currency and self.holds(rule)]
+        return all(self.exchange(rule.currency) for rule in rules)
 
     def within(self, kind: str, price: Fraction, goods: Fraction, cif: Fraction) -> tuple[bool, Fraction]:
         """Whether the value is within that threshold; else the share of it that is charged."""
@@ -119,7 +127,9 @@ class Reference:
     def land(self, items: list[Item], freight_minor: int) -> Cost | None:
         """The landed cost; None: not sold there."""
         tariff = [self.duty_rate(item) for item in items]
-        if self.rule("tax_rate") is None or any(row is None or row.ppm is None for row in tariff):
+        if self.rule("tax_rate") is None or not self.comparable():
+            return None
+        if any(row is None or row.ppm is None for row in tariff):
             return None
         freight = self.major(freight_minor)
         goods = sum((self.major(item.price) * item.quantity for item in items), Fraction(0))

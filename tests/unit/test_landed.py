@@ -15,7 +15,8 @@ from flashsale.sale.money import EXPONENTS, parse_amount
 from flashsale.sale.trade.customs import NEVER, Customs, CustomsRules, Threshold
 from flashsale.sale.trade.duty_rates import DutyRate, DutyTable
 from flashsale.sale.trade.landed import Landed, Regime
-from flashsale.sale.trade.load import packaged, parts
+from flashsale.sale.trade.load import packaged, parts, rows
+from flashsale.sale.trade.load import rule as rule_of
 from flashsale.sale.trade.rounding import half_up
 from flashsale.sale.trade.rules import FOR_EVER_MS, Rule, TradeRules
 from flashsale.sale.world import World
@@ -262,6 +263,29 @@ def test_a_later_rule_needs_no_code() -> None:
 def test_a_rate_that_is_none_is_refused(text: str) -> None:
     with pytest.raises((ValueError, ArithmeticError)):
         parts(text)
+
+
+HEADER = (
+    "country,kind,value,currency,basis,relation,extent,collector,ships_from,effective_from,effective_to,"
+    "source,url,grade,note"
+)
+GOOD = "SG,tax_at_sale,400,SGD,item,<=,whole,seller,,2023-01-01,,a source,,C,"
+
+
+def test_a_good_row_is_a_rule() -> None:
+    found = next(rows("a.csv", f"{HEADER}\n{GOOD}\n", rule_of))
+    assert found is not None
+    assert (found.value, found.since, found.to) == (40_000, "2023-01-01", None)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [
+    ("tax_at_sale", "tax_at_sail"), ("400", "400.001"), ("400", "-4"), ("SGD", "XXX"), ("item", "things"), ("<=", "=<"),
+    ("whole", "most"), ("seller", "nobody"), ("2023-01-01", "2023-02-29"), (",C,", ",D,"), (",C,", ",C"),
+])  # fmt: skip
+def test_a_faulty_row_is_named_with_its_line(right: str, wrong: str) -> None:
+    text = f"{HEADER}\n{GOOD}\n{GOOD.replace(right, wrong, 1)}\n"
+    with pytest.raises(ValueError, match=r"a\.csv, line 3: "):
+        list(rows("a.csv", text, rule_of))
 
 
 def test_the_packaged_rules_are_read_once() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
+from datetime import date
 from decimal import Decimal
 from functools import lru_cache
 from importlib.resources import files
@@ -35,26 +36,31 @@ Made = TypeVar("Made")
 def packaged() -> TradeRules:
     """Every packaged rule, rate and country. Raises ValueError with file and line for a row that can't be right."""
     return TradeRules(
-        countries=tuple(_rows("countries.csv", _country)),
-        rules=tuple(_rows("import_rules.csv", _rule)),
-        duty_rates=tuple(_rows("duty_rates.csv", _duty_rate)),
-        exchange_rates=tuple(_rows("exchange_rates.csv", _exchange_rate)),
+        countries=tuple(_packaged("countries.csv", country)),
+        rules=tuple(each for each in _packaged("import_rules.csv", rule) if each is not None),
+        duty_rates=tuple(_packaged("duty_rates.csv", duty_rate)),
+        exchange_rates=tuple(_packaged("exchange_rates.csv", exchange_rate)),
     )
 
 
-def _rows(name: str, make: Callable[[Row], Made | None]) -> Iterator[Made]:
-    text = files("flashsale.sale.trade").joinpath("data", name).read_text("utf-8")
+def _packaged(name: str, make: Callable[[Row], Made]) -> Iterator[Made]:
+    return rows(name, files("flashsale.sale.trade").joinpath("data", name).read_text("utf-8"), make)
+
+
+def rows(name: str, text: str, make: Callable[[Row], Made]) -> Iterator[Made]:
+    """What is made of each row of the CSV text. Raises ValueError with the file's name and the line."""
     reader = csv.DictReader(text.splitlines(), strict=True)
     for row in reader:
         try:
-            made = make(row)
+            if None in row or None in row.values():
+                raise ValueError("it has another number of fields than the first line")
+            yield make(row)
         except (ValueError, ArithmeticError) as problem:
             raise ValueError(f"{name}, line {reader.line_num}: {problem}") from problem
-        if made is not None:
-            yield made
 
 
-def _country(row: Row) -> Country:
+def country(row: Row) -> Country:
+    """A row of countries.csv."""
     return Country(
         row["country"], row["zone"], row["bloc"], _one_of(row["duty_on"], "CIF", "FOB"),
         _one_of(row["sale_tax_on"], "CIF", "FOB"), _one_of(row["terms"], "DDP", "DAP"),
@@ -62,7 +68,8 @@ def _country(row: Row) -> Country:
     )  # fmt: skip
 
 
-def _rule(row: Row) -> Rule | None:
+def rule(row: Row) -> Rule | None:
+    """A row of import_rules.csv; None: it is noted only."""
     if row["kind"] == "noted":
         return None
     currency = row["currency"]
@@ -76,24 +83,26 @@ def _rule(row: Row) -> Rule | None:
         _one_of(row["extent"], "", "whole", "excess") == "excess",
         _one_of(row["collector"], "", "seller", "border"),
         row["ships_from"],
-        row["effective_from"] or None,
-        row["effective_to"] or None,
+        _day(row["effective_from"]),
+        _day(row["effective_to"]),
         row["source"], row["url"], _one_of(row["grade"], "A", "B", "C"), row["note"],
     )  # fmt: skip
 
 
-def _duty_rate(row: Row) -> DutyRate:
+def duty_rate(row: Row) -> DutyRate:
+    """A row of duty_rates.csv."""
     return DutyRate(
         row["country"], row["hs_prefix"], row["origin"], parts(row["rate"]) if row["rate"] else None,
-        _one_of(row["instead_of_flat"], "", "yes") == "yes", row["effective_from"] or None, row["effective_to"] or None,
+        _one_of(row["instead_of_flat"], "", "yes") == "yes", _day(row["effective_from"]), _day(row["effective_to"]),
         row["source"], row["url"], _one_of(row["grade"], "A", "B", "C"), row["note"],
     )  # fmt: skip
 
 
-def _exchange_rate(row: Row) -> ExchangeRate:
+def exchange_rate(row: Row) -> ExchangeRate:
+    """A row of exchange_rates.csv."""
     return ExchangeRate(
-        row["base"], row["quote"], parts(row["rate"]), row["effective_from"], row["source"],
-        _one_of(row["grade"], "A", "B", "C"), row["note"],
+        row["base"], row["quote"], parts(row["rate"]),
+        date.fromisoformat(row["effective_from"]).isoformat(), row["source"], _one_of(row["grade"], "A", "B", "C"), row["note"],
     )  # fmt: skip
 
 
@@ -104,6 +113,10 @@ def parts(text: str) -> int:
     if not 0 <= scaled <= RATE_MAX_PPM or scaled != int(scaled):
         raise ValueError(f"{text!r} is not a rate in whole millionths")
     return int(scaled)
+
+
+def _day(text: str) -> str | None:
+    return date.fromisoformat(text).isoformat() if text else None
 
 
 def _one_of(word: str, *words: str) -> str:
