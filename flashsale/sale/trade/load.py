@@ -102,7 +102,8 @@ def exchange_rate(row: Row) -> ExchangeRate:
     """A row of exchange_rates.csv."""
     return ExchangeRate(
         row["base"], row["quote"], parts(row["rate"]),
-        date.fromisoformat(row["effective_from"]).isoformat(), row["source"], _one_of(row["grade"], "A", "B", "C"), row["note"],
+        date.fromisoformat(row["effective_from"]).isoformat(), row["source"],
+        _one_of(row["grade"], "A", "B", "C"), row["note"],
     )  # fmt: skip
 
 
