@@ -17,6 +17,8 @@ _TAG = re.compile(r"([A-Za-z]{2,3})(?:[-_]([A-Za-z]{4}))?(?:[-_]([A-Za-z]{2}|[0-
 # Cantonese reads Traditional Chinese: CLDR's languageMatching has the pair as its nearest (distance 10).
 _READS = {"yue": "zh"}
 
+# What strangers send is kept in caches, so its length is bounded before it gets there.
+TAG_MAX_CHARACTERS = 35  # RFC 5646, 4.4.1: the longest that one need provide for
 ACCEPTED_MAX = 20  # browsers send a handful; a longer header is somebody's game
 ACCEPTED_MAX_CHARACTERS = 1000
 
@@ -32,9 +34,13 @@ class Tag(NamedTuple):
         return "-".join(part for part in self if part)
 
 
-@lru_cache(maxsize=1024)
 def parse(text: str) -> Tag | None:
     """`text` as a tag in canonical case, old names of languages replaced (tl -> fil, in -> id); None if it is none."""
+    return _parse(text) if len(text) <= TAG_MAX_CHARACTERS else None
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> Tag | None:
     match = _TAG.fullmatch(text)
     if match is None:
         return None
@@ -44,12 +50,14 @@ def parse(text: str) -> Tag | None:
     return Tag(language, (match[2] or "").title(), (match[3] or "").upper())
 
 
-@lru_cache(maxsize=1024)
 def known(text: str) -> str | None:
     """The name of the locale, as CLDR has data for it: ("zh-HK") -> "zh_Hant_HK"; None where it has none."""
     tag = parse(text)
-    if tag is None:
-        return None
+    return None if tag is None else _known(tag)
+
+
+@lru_cache(maxsize=1024)
+def _known(tag: Tag) -> str | None:
     filled = full(tag)
     for candidate in (tag, filled, Tag(tag.language, filled.script), Tag(tag.language)):
         try:
@@ -142,8 +150,13 @@ def choose(wanted: Iterable[str], offered: Iterable[str]) -> str:
 def accepted(header: str) -> tuple[str, ...]:
     """The locales of an Accept-Language header, best liked first (RFC 9110, 12.5.4). What is no locale is left out, `*`
     and what is refused (q=0) too."""
+    return _accepted(header[:ACCEPTED_MAX_CHARACTERS]) if header else ()
+
+
+@lru_cache(maxsize=1024)
+def _accepted(header: str) -> tuple[str, ...]:
     liked: list[tuple[float, str]] = []
-    for part in header[:ACCEPTED_MAX_CHARACTERS].split(",")[:ACCEPTED_MAX]:
+    for part in header.split(",")[:ACCEPTED_MAX]:
         name, *parameters = (piece.strip() for piece in part.split(";"))
         tag = parse(name)
         quality = _quality(parameters)
@@ -152,10 +165,9 @@ def accepted(header: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, name in sorted(liked, key=lambda each: each[0])))
 
 
-@lru_cache(maxsize=1024)
 def asked(accept_language: str | None, offered: tuple[str, ...]) -> str:
     """What is offered that an Accept-Language header likes best; English where it says nothing of it."""
-    return choose(accepted(accept_language or ""), offered)
+    return choose(accepted(accept_language), offered) if accept_language else LAST_RESORT
 
 
 def _quality(parameters: list[str]) -> float:
