@@ -16,6 +16,7 @@ from flashsale import metrics
 from flashsale.errors import Refused
 from flashsale.front import (
     aftersales,
+    borders,
     channel_endpoints,
     channel_orders,
     docs,
@@ -24,6 +25,7 @@ from flashsale.front import (
     orders,
     payment,
     problems,
+    quotes,
     returns,
     sales,
     shoppers,
@@ -43,6 +45,9 @@ ROUTES: tuple[tuple[str, str, Page], ...] = (
     ("GET", "/v1/sales/{sale}", sales.sale),
     ("GET", "/v1/sales/{sale}/offers", sales.offers),
     ("GET", "/v1/sales/{sale}/stock", stock.stock),
+    ("GET", "/v1/markets", borders.markets),
+    ("GET", "/v1/lanes", borders.lanes),
+    ("POST", "/v1/quotes", quotes.quote),
     ("GET", "/v1/orders/{id}", orders.order),
     ("GET", "/v1/orders/{id}/events", orders.order_events),
     ("GET", "/v1/orders/{id}/payment", payment.payment),
@@ -113,6 +118,7 @@ def make_app(context: FrontContext) -> web.Application:
     app[CONTEXT] = context
     app[STREAMS] = Streams()
     app[stock.SOLD] = stock.Sold()
+    app[quotes.QUOTED] = quotes.QuotedMarkets()
     app[WATCH] = Watch(app, context)
     app[stock.FEEDS] = stock.Feeds(app, context)
     for method, path, page in ROUTES:

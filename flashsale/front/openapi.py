@@ -6,7 +6,14 @@ The resources are described each in a module of its own. What the hot path answe
 import orjson
 from aiohttp import web
 
-from flashsale.front import openapi_channels, openapi_life, openapi_orders, openapi_sales, openapi_webhooks
+from flashsale.front import (
+    openapi_borders,
+    openapi_channels,
+    openapi_life,
+    openapi_orders,
+    openapi_sales,
+    openapi_webhooks,
+)
 from flashsale.front.answers import JSON
 from flashsale.front.openapi_terms import (
     ORDER_ID,
@@ -82,6 +89,7 @@ OPENAPI: Schema = {
         **openapi_orders.PATHS,
         **openapi_life.PATHS,
         **openapi_sales.PATHS,
+        **openapi_borders.PATHS,
         **openapi_webhooks.PATHS,
         **openapi_channels.PATHS,
         **_HOUSE_PATHS,
@@ -92,6 +100,7 @@ OPENAPI: Schema = {
             **openapi_orders.SCHEMAS,
             **openapi_life.SCHEMAS,
             **openapi_sales.SCHEMAS,
+            **openapi_borders.SCHEMAS,
             **openapi_webhooks.SCHEMAS,
             **openapi_channels.SCHEMAS,
             **_HOUSE_SCHEMAS,
