@@ -15,13 +15,14 @@ import time
 import asyncpg
 from redis.exceptions import RedisError
 
-from flashsale.audit import holds, money, orders, stock
+from flashsale.audit import holds, limits, money, orders, stock
 from flashsale.audit.report import AuditReport as AuditReport
 from flashsale.audit.report import Counts as Counts
 from flashsale.audit.report import Fault as Fault
 from flashsale.audit.snapshot import POLL_S, Progress, Snapshot, rfc3339
 from flashsale.ledger import sales
 from flashsale.ledger.pool import CONNECTION_LOST, LedgerAway, connect
+from flashsale.recovery import channel_numbers
 from flashsale.reservation import server
 from flashsale.sale.catalogue import Catalogue
 
@@ -101,6 +102,7 @@ async def _look(look: Snapshot) -> None:
 async def _compare(look: Snapshot) -> None:
     documents = await sales.catalogues(look.ledger)
     catalogues = {version: Catalogue.decode(document) for version, document in documents.items()}
+    channels = channel_numbers(catalogues)
     look.progress("orders")
     await orders.check(look)
     for sale in look.sales:
@@ -112,10 +114,12 @@ async def _compare(look: Snapshot) -> None:
             if await look.ledger.fetchval("SELECT EXISTS (SELECT FROM moved WHERE sale = $1)", sale.number):
                 look.fault("I1", "Valkey does not know the sale", sale=sale.id)
             continue
-        await stock.check_counters(look, sale, state)
+        await stock.check_counters(look, sale, state, channels)
         await stock.check_window(look, sale)
         await holds.check(look, sale)
         await stock.check_quotas(look, sale, catalogues)
+    look.progress("lanes, imports and grants")
+    await limits.check(look, catalogues)
     look.progress("what became of the orders")
     await orders.check_lives(look)
     look.progress("money")

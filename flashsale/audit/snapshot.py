@@ -1,8 +1,9 @@
 """One look at everything: what Valkey holds, what the journal has and one snapshot of the ledger, side by side.
 
-What the checks compare lies in temporary tables and views of one connection: `hold` and `quota` (scanned between the
-journal ids `since` and `until`), `seen` and `moved` (orders and movements up to `until`, from the ledger or the
-journal), `told` (orders that the outbox named before the scan). All else they read in the ledger's snapshot.
+What the checks compare lies in temporary tables and views of one connection: `hold`, `quota`, `limited` and `granted`
+(scanned between the journal ids `since` and `until`), `seen` and `moved` (orders and movements up to `until`, from the
+ledger or the journal), `told` (orders that the outbox named before the scan). All else they read in the ledger's
+snapshot.
 """
 
 from __future__ import annotations
@@ -80,14 +81,18 @@ class Snapshot:
             "CREATE TEMP TABLE told AS SELECT DISTINCT item ->> 'order' AS id"
             " FROM outbox CROSS JOIN jsonb_array_elements(items) AS item;"
             'CREATE TEMP TABLE hold (sale int4, field text COLLATE "C", value text COLLATE "C");'
-            'CREATE TEMP TABLE quota (sale int4, field text COLLATE "C", units int8)'
+            'CREATE TEMP TABLE quota (sale int4, field text COLLATE "C", units int8);'
+            'CREATE TEMP TABLE limited (field text COLLATE "C", used int8);'
+            'CREATE TEMP TABLE granted (field text COLLATE "C", id text COLLATE "C")'
         )
         for sale in self.sales:
             self.progress(f"holds and quotas of {sale.id}")
             holds_key = keys.holds(self.partition, sale.id)
             await self._copy_hash(holds_key, "hold", lambda value: value.hex(), sale.number)
             await self._copy_hash(keys.quota(self.partition, sale.id), "quota", _decimal, sale.number)
-        await self.ledger.execute("ANALYZE told; ANALYZE hold; ANALYZE quota")
+        await self._copy_hash(keys.limits(self.partition), "limited", _decimal)
+        await self._copy_hash(keys.grants(self.partition), "granted", _decimal)
+        await self.ledger.execute("ANALYZE told; ANALYZE hold; ANALYZE quota; ANALYZE limited")
         await self._read_counters()
 
     async def wait_for_writer(self) -> None:
@@ -128,11 +133,11 @@ class Snapshot:
 
     # --- how ---
 
-    async def _copy_hash(self, key: str, table: str, shown: Callable[[bytes], str], sale: int) -> None:
-        cursor = 0
+    async def _copy_hash(self, key: str, table: str, shown: Callable[[bytes], str], sale: int | None = None) -> None:
+        cursor, of_sale = 0, "" if sale is None else f"{sale}\t"
         while True:
             cursor, fields = await _answer(self._client.hscan(key, cursor, count=SCAN))
-            text = "".join(f"{sale}\t{name.hex()}\t{shown(value)}\n" for name, value in fields.items())
+            text = "".join(f"{of_sale}{name.hex()}\t{shown(value)}\n" for name, value in fields.items())
             await copy_text(self.ledger, table, text)
             if cursor == 0:
                 return
@@ -143,7 +148,7 @@ class Snapshot:
         for sale in self.sales:
             try:
                 state = await commands.read_state(self._client, sale.id, self.partition)
-            except (KeyError, ValueError):
+            except (LookupError, ValueError):
                 await self._name_unreadable(sale)
                 continue
             if state is not None:
@@ -160,6 +165,10 @@ class Snapshot:
                 if value is None or not value.isdigit():
                     said = f"{name.__name__} is {value!r} in Valkey, not a number of units"
                     self.fault("I1", said, sale=sale.id, sku=sku)
+
+        for field, value in (await _answer(self._client.hgetall(keys.stock(self.partition, sale.id)))).items():
+            if b"." in field and not value.isdigit():
+                self.fault("I1", f"the guarantee {field!r} is {value!r} in Valkey, not a number of units", sale=sale.id)
 
     async def _copy_journal(self, known: Partition) -> str | None:
         after = known.mark

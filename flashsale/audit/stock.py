@@ -8,6 +8,7 @@ from typing import Any
 
 from flashsale.audit.report import FAULTS_MAX
 from flashsale.audit.snapshot import SCAN, EntryId, Snapshot, copy_text
+from flashsale.ledger import held
 from flashsale.ledger.movements import MOVED, QUOTA_BACK
 from flashsale.ledger.sales import SaleRow
 from flashsale.recovery import limited_lines
@@ -19,8 +20,9 @@ CLOCK_SLACK_MS = 100  # Redis 7.0 takes the entry's time after the decision's: a
 FOR_EVER = 2**62
 
 
-async def check_counters(look: Snapshot, sale: SaleRow, state: SaleState) -> None:
-    """I1: Valkey's counters are the ledger's sums up to the journal id read with them. I2: none is below 0."""
+async def check_counters(look: Snapshot, sale: SaleRow, state: SaleState, channels: dict[str, int]) -> None:
+    """I1: Valkey's counters are the ledger's sums up to the journal id read with them. I2: none is below 0. `channels`:
+    their numbers."""
     upto = (sale.number, *state.last_entry)
     until = "sale = $1 AND (journal_ms, journal_seq) <= ($2::int8, $3::int8)"
     moved = f"SELECT sku, sum(units)::int8 FROM moved WHERE {until} AND sku IS NOT NULL"  # noqa: S608
@@ -44,6 +46,33 @@ async def check_counters(look: Snapshot, sale: SaleRow, state: SaleState) -> Non
             look.fault("I1", f"supply {supply} is not available {available} + taken {gone} (ledger)", **name)
         if available < 0 or gone > supply:
             look.fault("I2", f"{gone} units are taken of {supply}", **name)
+    by_ledger = {sku: supplied.get(sku, 0) - taken.get(sku, 0) + released.get(sku, 0) for sku in supplied}
+    await _check_pools(look, sale, state, channels, by_ledger)
+
+
+async def _check_pools(
+    look: Snapshot, sale: SaleRow, state: SaleState, channels: dict[str, int], available: dict[int, int]
+) -> None:
+    """I1 of each pool: channels' guarantees, and what the common pool has beside them. `available`: of all pools of a
+    SKU, by the ledger."""
+    moved = "SELECT EXISTS (SELECT FROM moved WHERE sale = $1 AND kind IN ('move', 'drawn'))"
+    if not state.guarantees and not await look.ledger.fetchval(moved, sale.number):
+        return  # a sale without guarantees has one pool, which is counted already
+    left = await held.guarantees_left(
+        look.ledger, look.partition, state.last_entry, channels, orders="seen", movement="moved"
+    )
+    guarantees = left.get(sale.number, {})
+    for sku, channel in sorted(guarantees.keys() | state.guarantees.keys()):
+        units, known = guarantees.get((sku, channel), 0), state.guarantees.get((sku, channel), 0)
+        if units != known or known < 0:
+            detail = f"the guarantee of channel number {channel} has {known} units in Valkey, {units} by the ledger"
+            look.fault("I1", detail, sale=sale.id, sku=look.sku(sale.number, sku))
+    for sku in sorted({sku for sku, _ in guarantees} & available.keys()):
+        units = available[sku] - sum(each for (of, _), each in guarantees.items() if of == sku)
+        known = state.common[sku] if sku < len(state.common) else 0
+        if units != known:
+            detail = f"the common pool has {known} units in Valkey, {units} by the ledger"
+            look.fault("I1", detail, sale=sale.id, sku=look.sku(sale.number, sku))
 
 
 async def _units(look: Snapshot, query: str, *arguments: int) -> dict[int, int]:
