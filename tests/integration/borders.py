@@ -6,24 +6,23 @@ Valkey's counters, as reserve.lua would have counted them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from msgspec.structs import replace
 
 from flashsale import merchandising
-from flashsale.ledger import sales
 from flashsale.reservation import commands, keys
 from flashsale.reservation.batch import arguments, script_keys
 from flashsale.reservation.limits import IdentityYear, LaneDay, identity_field, lane_field, parse
-from flashsale.sale.catalogue import Catalogue
 from flashsale.sale.channels import Channel
 from flashsale.sale.order import Line, OrderRequest
 from flashsale.sale.priced import Order, PricedSale
 from flashsale.sale.salefile import parse_sale_file
+from flashsale.sale.world import packaged
 from tests.integration.life import Life
 from tests.integration.shop import FILE, KETTLE, RESERVE
 
-SG = Channel("lazada-sg", 2, "Lazada", "marketplace")
+SG = cast(Channel, packaged().channel("lazada-sg"))
 LANE, BUYER = LaneDay(7, 20_000), IdentityYear(bytes(range(10)), 2026)
 GUARANTEED = 300  # of the 500 kettles
 KETTLES = 1  # their index
@@ -34,11 +33,6 @@ class Borders(Life):
 
     async def open(self, sale_id: str = "sale") -> None:
         assert (await self.recover()).ok
-        text = FILE.format(id="first")
-        await merchandising.create(self.valkey, self.ledger, parse_sale_file(text, "f.toml"), text)
-        catalogue = Catalogue.decode((await sales.newest_catalogue(self.ledger))[1])  # type: ignore[index]
-        changed = catalogue.with_world(replace(catalogue.world, channels=(SG,)))
-        await sales.insert_catalogue(self.ledger, changed.version, changed.encode())
         text = FILE.format(id=sale_id)
         file = parse_sale_file(text, "sale.toml")
         fridge, kettle, fan = file.offers

@@ -14,24 +14,15 @@ from flashsale.embedded import ValkeyServer
 from flashsale.ledger import sales
 from flashsale.pipeline.guarantees import Guarantees, caps
 from flashsale.reservation import commands
-from flashsale.sale.catalogue import Catalogue
-from flashsale.sale.channels import Channel
 from flashsale.sale.salefile import SaleFileFaults, parse_sale_file
 from tests.integration.shop import FILE, Shop
-
-SG, TMALL = Channel("lazada-sg", 2, "Lazada", "marketplace"), Channel("tmall-world", 1, "Tmall", "web", shrink_share=0)
 
 
 @pytest.fixture
 async def shop(valkey_memory: ValkeyServer, ledger: str) -> AsyncIterator[Shop]:
-    """An engine that knows two channels, and no sale yet."""
+    """An engine without a sale."""
     async with Shop(valkey_memory.url, ledger) as shop:
         assert (await shop.recover()).ok
-        await merchandising.create(shop.valkey, shop.ledger, parse_sale_file(text("first"), "f.toml"), text("first"))
-        catalogue = Catalogue.decode((await sales.newest_catalogue(shop.ledger))[1])  # type: ignore[index]
-        world = replace(catalogue.world, channels=(SG, TMALL))
-        changed = catalogue.with_world(world)
-        await sales.insert_catalogue(shop.ledger, changed.version, changed.encode())
         yield shop
 
 
@@ -87,21 +78,22 @@ async def test_a_guarantee_shrinks_over_the_last_share_of_the_window(shop: Shop)
     span = (reading.closes_at_ms - reading.opens_at_ms) // 5
     late = reading.closes_at_ms - span // 3 + 1
     assert list(caps(catalogue, sale, dataclasses.replace(reading, now_ms=late))) == [
-        (0, 2, 300 * (span // 3 - 1) // span)
+        (0, 2, 300 * (span // 3 - 1) // span),
+        (0, 1, 200 * (span // 3 - 1) // span),
     ]
     early = reading.closes_at_ms - span
     assert list(caps(catalogue, sale, dataclasses.replace(reading, now_ms=early))) == []
 
 
 async def test_the_worker_moves_what_is_given_up_once(shop: Shop) -> None:
-    await create(shop, "world", {"lazada-sg": 300, "tmall-world": 200}, "2021-01-01")  # over: nothing is left of one
+    await create(shop, "world", {"lazada-sg": 300, "tmall-world": 200}, "2021-01-01")  # over
     duty = Guarantees(shop.redis_url, shop.database_url)
     try:
-        assert await duty.shrink() == 300
+        assert await duty.shrink() == 500
         assert await duty.shrink() == 0
     finally:
         await duty._client.aclose()
     reading = await commands.read_sale(shop.valkey, "world")
     assert reading is not None
-    assert (reading.available[0], reading.common[0]) == (1000, 800)
-    assert reading.guarantees == {(0, 2): 0, (0, 1): 200}
+    assert (reading.available[0], reading.common[0]) == (1000, 1000)
+    assert reading.guarantees == {(0, 2): 0, (0, 1): 0}
