@@ -43,6 +43,8 @@ _UNITS = {
     "payments_url": "URL",
     "shop_url": "URL",
     "payments_api_key": "key",
+    "identities_url": "URL",
+    "identities_api_key": "key",
     "payments_webhook_secret": "secret",
     "payments_concurrency": "calls",
     "webhook_allow": "networks",
@@ -136,6 +138,11 @@ class Settings(BaseSettings):
     payments_backlog_max_bytes: int = Field(
         64 * MIB, ge=1 * MIB, description="webhooks not yet applied; beyond it the provider gets 503 and sends again"
     )
+    identities_url: str | None = Field(
+        None, description="the identity provider's API (flashsale sandbox identities, say); unset: nobody is verified"
+    )
+    identities_api_key: SecretStr | None = Field(None, description="key of the identity provider's account")
+    identities_timeout_s: float = Field(5, gt=0, le=60, description="the longest that one identity check may take")
     provider_grace_s: float = Field(
         60, ge=0, description="how long after its deadline an order with an open intent waits for an absent provider"
     )
@@ -159,6 +166,13 @@ class Settings(BaseSettings):
         (), description="networks (CIDR), as JSON, where an endpoint may be private and plain http: for tests"
     )
 
+    channel_stock_s: float = Field(
+        1, ge=0.1, le=60, description="pause between two looks at what the channels may sell; what changed is pushed"
+    )
+    channel_give_up_s: float = Field(
+        86_400, ge=1, description="a change of an order that its channel did not take within this is given up"
+    )
+
     ledger_timeout_s: float = Field(1, gt=0, description="the longest that a page waits for PostgreSQL before 503")
     ledger_connections: int = Field(4, ge=1, le=100, description="PostgreSQL connections of one front end's pages")
     valkey_connections: int = Field(16, ge=1, le=1000, description="Valkey connections of one front end's pages")
@@ -172,6 +186,8 @@ class Settings(BaseSettings):
         "payments_url",
         "shop_url",
         "payments_api_key",
+        "identities_url",
+        "identities_api_key",
         "payments_webhook_secret",
         mode="before",
     )

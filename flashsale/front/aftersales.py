@@ -11,7 +11,7 @@ from flashsale.front.answers import answer, who
 from flashsale.front.bodies import CANCELLATION, DELIVERY, EXTENSION, REFUND, SHIPMENT, given_key, read_body
 from flashsale.front.context import FrontContext, context_of
 from flashsale.front.order_document import shown_refund
-from flashsale.front.order_reading import find
+from flashsale.front.order_reading import find, recipients_own
 from flashsale.front.steps import admin, as_it_is_now, by_index, now_ms, order_of, transaction
 from flashsale.front.wording import order_answer
 from flashsale.ledger import life
@@ -44,7 +44,7 @@ async def _extension_ms(context: FrontContext, order: OrderRow, sale: Sale) -> i
 
 async def cancel(request: web.Request) -> web.Response:
     """POST /v1/orders/{id}/cancellation"""
-    claims = who(request)
+    claims = recipients_own(who(request))
     asked, key = await read_body(request, CANCELLATION), given_key(request)
     order, sale = await order_of(request, claims)
     lines = None if asked.lines is None else by_index(asked.lines, sale)

@@ -20,6 +20,7 @@ from flashsale.front import (
     channel_endpoints,
     channel_orders,
     docs,
+    grants,
     health,
     openapi,
     orders,
@@ -30,6 +31,7 @@ from flashsale.front import (
     sales,
     shoppers,
     stock,
+    verification,
     webhook_endpoints,
 )
 from flashsale.front.answers import EVENT_STREAM, problem
@@ -64,6 +66,12 @@ ROUTES: tuple[tuple[str, str, Page], ...] = (
     ("POST", "/v1/returns/{id}/decision", returns.decide),
     ("POST", "/v1/returns/{id}/receipt", returns.receive),
     ("GET", "/v1/shoppers/me/orders", shoppers.my_orders),
+    ("POST", "/v1/shoppers/me/identity", verification.verify_identity),
+    ("GET", "/v1/shoppers/me/grants", grants.grants),
+    ("POST", "/v1/shoppers/me/grants", grants.add_grant),
+    ("GET", "/v1/shoppers/me/grants/{id}", grants.one_grant),
+    ("DELETE", "/v1/shoppers/me/grants/{id}", grants.revoke_grant),
+    ("GET", "/v1/agents/me/orders", shoppers.agents_orders),
     ("GET", "/v1/webhooks/endpoints", webhook_endpoints.endpoints),
     ("POST", "/v1/webhooks/endpoints", webhook_endpoints.add_endpoint),
     ("GET", "/v1/webhooks/endpoints/{id}", webhook_endpoints.endpoint),

@@ -11,7 +11,9 @@ from aiohttp import web
 
 from flashsale.front.auth import Verifier
 from flashsale.front.catalogues import Catalogues
+from flashsale.front.identities import IdentityTokens
 from flashsale.ledger.pool import Ledger
+from flashsale.partners.identities.provider import IdentityProvider
 from flashsale.partners.payments.provider import PaymentProvider
 from flashsale.settings import Settings
 
@@ -19,7 +21,7 @@ from flashsale.settings import Settings
 @dataclass(slots=True)
 class FrontContext:
     """`ready_reasons` says why this process takes no orders now, a line each; an empty list: it takes them. `payments`
-    is None where no provider is set up."""
+    and `identities` are None where no provider is set up."""
 
     settings: Settings
     valkey: "redis.asyncio.Redis"
@@ -28,6 +30,8 @@ class FrontContext:
     verifier: Verifier
     ready_reasons: Callable[[], list[str]]
     payments: PaymentProvider | None = None
+    identities: IdentityProvider | None = None
+    identity_tokens: IdentityTokens | None = None
 
 
 CONTEXT = web.AppKey("context", FrontContext)

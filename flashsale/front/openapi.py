@@ -11,6 +11,7 @@ from flashsale.front import (
     openapi_channels,
     openapi_life,
     openapi_orders,
+    openapi_people,
     openapi_sales,
     openapi_webhooks,
 )
@@ -90,6 +91,7 @@ OPENAPI: Schema = {
         **openapi_life.PATHS,
         **openapi_sales.PATHS,
         **openapi_borders.PATHS,
+        **openapi_people.PATHS,
         **openapi_webhooks.PATHS,
         **openapi_channels.PATHS,
         **_HOUSE_PATHS,
@@ -101,6 +103,7 @@ OPENAPI: Schema = {
             **openapi_life.SCHEMAS,
             **openapi_sales.SCHEMAS,
             **openapi_borders.SCHEMAS,
+            **openapi_people.SCHEMAS,
             **openapi_webhooks.SCHEMAS,
             **openapi_channels.SCHEMAS,
             **_HOUSE_SCHEMAS,

@@ -148,7 +148,7 @@ PATHS: dict[str, Schema] = {
     "/v1/orders/{id}/cancellation": step(
         "Cancel units that were not shipped; without `lines`, all of them.",
         "OrderRead",
-        "not-cancellable",
+        *("forbidden", "not-cancellable"),
         body="CancellationRequest",
         parameters=(ID, IDEMPOTENCY_KEY),
         body_required=False,
@@ -186,7 +186,7 @@ PATHS: dict[str, Schema] = {
         **step(
             "Ask to send units back.",
             "Return",
-            *("not-returnable", "refund-exceeds-payment", "payment-disputed"),
+            *("forbidden", "not-returnable", "refund-exceeds-payment", "payment-disputed"),
             body="ReturnRequest",
             parameters=(ID, IDEMPOTENCY_KEY),
             created="The shop decides on it.",

@@ -225,7 +225,7 @@ PATHS: dict[str, Schema] = {
     "/v1/shoppers/me/orders": page(
         "One's own orders, newest first.",
         "Orders",
-        *("malformed", "unauthenticated", "overloaded"),
+        *("malformed", "unauthenticated", "forbidden", "overloaded"),
         parameters=(LIMIT, AFTER),
         bearer=True,
     ),

@@ -32,6 +32,7 @@ from flashsale.front.replay import Replays
 from flashsale.front.verdicts import Answers
 from flashsale.front.webhook_route import WebhookRoute
 from flashsale.ledger.pool import Ledger
+from flashsale.partners.identities.http import open_account as open_identities
 from flashsale.partners.payments.account import open_account
 from flashsale.partners.payments.signature import WebhookVerifier
 from flashsale.reservation import server
@@ -78,11 +79,13 @@ async def _serve(settings: Settings) -> None:
         verifier=verifier,
         ready_reasons=lambda: reasons + batcher.reasons(),
         payments=(provider := open_account(settings)),
+        identities=(identities := open_identities(settings)),
+        identity_tokens=(tokens := IdentityTokens(secret.get_secret_value().encode())),
     )
     lending = Lending(make_app(context))
     await lending.start()
     answers = Answers()
-    intake = Intake(verifier, IdentityTokens(secret.get_secret_value().encode()))
+    intake = Intake(verifier, tokens)
     orders = OrderRoute(settings, intake, answers, Replays(answers, own_catalogues), LaneRoom(answers, own_valkey))
     webhooks = WebhookRoute(_webhook_verifier(settings), answers)
     routes: list[Route] = [orders, ChannelRoute(intake, orders), webhooks]
@@ -138,6 +141,8 @@ async def _serve(settings: Settings) -> None:
     await own_valkey.aclose()
     if provider is not None:
         await provider.aclose()
+    if identities is not None:
+        await identities.aclose()
     if not stop.is_set():
         raise RuntimeError("a front's clockwork has ended")
     log.info("front has drained")

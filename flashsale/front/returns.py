@@ -10,7 +10,7 @@ from flashsale.front.auth import Claims
 from flashsale.front.bodies import DECISION, RECEIPT, RETURN, given_key, read_body
 from flashsale.front.context import FrontContext, context_of
 from flashsale.front.order_document import shown_return
-from flashsale.front.order_reading import find, sale_of
+from flashsale.front.order_reading import concerns, find, recipients_own, sale_of
 from flashsale.front.sales import sale_now
 from flashsale.front.steps import admin, by_index, created, now_ms, order_of, transaction
 from flashsale.ledger import life
@@ -24,7 +24,7 @@ _RETURN_ID = re.compile(r"rt-[0-9a-f]{30}-[0-9]{1,9}")
 
 async def request_return(request: web.Request) -> web.Response:
     """POST /v1/orders/{id}/returns"""
-    claims = who(request)
+    claims = recipients_own(who(request))
     asked, key = await read_body(request, RETURN), given_key(request)
     order, sale = await order_of(request, claims)
     lines = by_index(asked.lines, sale)
@@ -92,7 +92,7 @@ async def _find(context: FrontContext, return_id: str, claims: Claims) -> tuple[
     async with transaction(context) as connection:
         row = await ledger_returns.get(connection, return_id)
         order = None if row is None else await ledger_orders.find(connection, row.order_id)
-    if row is None or order is None or (claims.role != "admin" and order.shopper != claims.sub):
+    if row is None or order is None or not concerns(order, claims):
         raise _not_found()
     return row, await sale_of(context, order)
 

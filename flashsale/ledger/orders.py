@@ -128,6 +128,18 @@ async def of_shopper(connection: Connection, shopper: str, limit: int, after: st
     return [OrderRow(*row) for row in rows]
 
 
+async def of_agent(connection: Connection, agent: str, limit: int, after: str | None = None) -> list[OrderRow]:
+    """The orders that the agent placed, newest first; behind the order `after`."""
+    rows = await connection.fetch(
+        f"SELECT {_READ} FROM orders AS o WHERE agent = $1 AND coalesce("  # noqa: S608
+        " (SELECT (o.journal_ms, o.journal_seq, o.id) < (a.journal_ms, a.journal_seq, a.id)"
+        " FROM orders AS a WHERE a.id = $3 AND a.agent = $1 LIMIT 1), true)"
+        " ORDER BY journal_ms DESC, journal_seq DESC, id DESC LIMIT $2",
+        agent, limit, after,
+    )  # fmt: skip
+    return [OrderRow(*row) for row in rows]
+
+
 async def of_channel(
     connection: Connection,
     channel: str,

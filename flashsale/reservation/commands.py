@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, cast
 import redis.asyncio
 
 from flashsale.reservation import keys
+from flashsale.reservation.limits import identity_field
 from flashsale.reservation.movements import parse_entry_id
 
 # What is asked about single orders, and the refusals of every script, are read as a part of the commands.
@@ -257,6 +258,11 @@ async def _set_grant(
     field = grant_field(recipient, agent)
     answer = await _SET_GRANT.run_fenced(client, names, [epoch, field, grant_id, recipient, agent, on])
     return bool(answer[1])
+
+
+async def limit_used(client: redis.asyncio.Redis, identity: bytes, year: int, partition: int = 0) -> int:
+    """Minor units that a verified identity has imported in a calendar year."""
+    return int(await _await(client.hget(keys.limits(partition), identity_field(identity, year))) or 0)
 
 
 def grant_field(recipient: str, agent: str) -> bytes:

@@ -1,0 +1,1 @@
+"""Who knows whether a document's number and a name are one person's."""

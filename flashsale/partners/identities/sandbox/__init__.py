@@ -1,0 +1,1 @@
+"""An identity provider of this machine, for development and tests."""
