@@ -57,7 +57,7 @@ class Borders(Life):
         order = Order()
         order.shopper, order.key, order.agent, order.collected = shopper, f"k-{next(self._keys)}", agent, collected
         order.request = OrderRequest(sale="sale", market="SG", channel=channel, lines=asked)
-        priced = PricedSale(sale, catalogue.version, 0, catalogue.world)
+        priced = PricedSale(sale, catalogue.version, 0, catalogue.world, await self.now_ms())
         priced.identify(order)
         priced.price(order)
         values = [partition.epoch, catalogue.version, *arguments([order])]
@@ -67,7 +67,7 @@ class Borders(Life):
     async def bought(self, shopper: str, *lines: tuple[str, int], across: bool = False, **options: Any) -> str:
         """The id of an order that is in the ledger; `across`: with a parcel and imports of 1,000."""
         outcome, order_id = await self.order(shopper, *lines, **options)
-        assert outcome == "A"
+        assert outcome == "A", outcome
         await self.write()
         if across:
             await self.ledger.execute(
