@@ -13,6 +13,7 @@ from flashsale.ledger import refunds
 from flashsale.ledger.pool import Ledger
 from flashsale.partners.payments.account import open_account
 from flashsale.partners.payments.stripe import facts_of
+from flashsale.pipeline.channel_pushes import pushes_of
 from flashsale.pipeline.expiry import Expiry
 from flashsale.pipeline.guarantees import Guarantees
 from flashsale.pipeline.holds_may_return import HoldsMayReturn
@@ -56,6 +57,7 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
             Guarantees(redis_url, database_url),
             PaymentEvents(redis_url, database_url, facts_of),
             WebhookFanout(database_url, log_days=settings.webhook_log_days),
+            pushes_of(settings, redis_url, database_url),
         ]
         ledger = Ledger(database_url, connections_max=LEDGER_CONNECTIONS, timeout_s=LEDGER_TIMEOUT_S)
         held.push_async_callback(ledger.close)

@@ -80,3 +80,37 @@ def payments(
             print("\n".join([f"payments sandbox {address}", *made]), flush=True)
 
     uvloop.run(server.run(port, directory, webhook_url, keys, tell))
+
+
+@app.command(epilog="Example: flashsale sandbox channel --port 12112")
+def channel(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0: a free one.")] = 0,
+    secret: Annotated[
+        str,
+        typer.Option("--secret", help="The endpoint's, as the engine told it; what is signed otherwise is refused."),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print {pid, address} when it serves.")] = False,
+) -> None:
+    """A marketplace that hears what the engine tells its channels, and fails on request, until SIGTERM.
+
+    Its address and /push is what `PUT /v1/channels/CHANNEL/endpoint` names; the secret in the answer is --secret here,
+    or told to it by POST {address}/sandbox/secret. The engine needs FLASHSALE_WEBHOOK_ALLOW='["127.0.0.0/8"]'. GET
+    {address}/stock, /orders and /pushes show what it was told; POST {address}/sandbox/faults makes it fail, stall,
+    refuse orders, and take what it says it did not.
+    """
+    import uvloop
+
+    from flashsale import logs, settings
+    from flashsale.partners.channels.sandbox import server
+
+    logs.set_up(settings.load().log_level, part="channel-sandbox")
+
+    def tell(address: str) -> None:
+        told = {"pid": os.getpid(), "address": address}
+        print(json.dumps(told) if as_json else f"channel sandbox {address}", flush=True)
+
+    try:
+        uvloop.run(server.run(port, secret, tell))
+    except OSError as fault:
+        typer.echo(f"port {port} can't be used: {fault.strerror}", err=True)
+        raise typer.Exit(1) from None

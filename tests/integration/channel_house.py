@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from flashsale import merchandising
+from flashsale.ledger.life.collected import pay_collected
 from flashsale.reservation import commands
 from flashsale.reservation.batch import arguments, script_keys
 from flashsale.sale.channels import shopper_of
@@ -50,9 +51,15 @@ class ChannelHouse(House):
         self._references = itertools.count(1)
 
     async def channel_order(
-        self, channel: str, *lines: tuple[str, int], shopper: str = "s1", market: str = "SG", paid: bool = True
+        self,
+        channel: str,
+        *lines: tuple[str, int],
+        shopper: str = "s1",
+        market: str = "SG",
+        paid: bool = True,
+        collected: bool = False,
     ) -> str:
-        """The id of an order of the channel's that the ledger has."""
+        """The id of an order of the channel's that the ledger has; paid by card unless the channel has `collected`."""
         catalogue = await commands.load_catalogue(self.valkey)
         assert catalogue is not None
         sale = catalogue.sale("night")
@@ -68,6 +75,7 @@ class ChannelHouse(House):
         order.request = request = from_json(orjson.dumps(body))
         assert isinstance(request, OrderRequest)
         order.shopper, order.key = shopper_of(channel, shopper), f"ref-{next(self._references)}"
+        order.collected = collected
         priced = PricedSale(sale, catalogue.version, 0, catalogue.world, time.time_ns() // 1_000_000)
         priced.identify(order)
         priced.price(order)
@@ -78,7 +86,10 @@ class ChannelHouse(House):
         )
         assert answer[0] == b"A", answer
         await self.settle()
-        if paid:
+        if collected:
+            async with self.ledger.transaction():
+                assert await pay_collected(self.ledger, 0, (0, 0), (2**62, 0)) == 1
+        elif paid:
             await self.pay(order.id)
         return order.id
 

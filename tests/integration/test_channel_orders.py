@@ -200,3 +200,28 @@ async def test_a_reverse_order_is_asked_for_accepted_and_received(shop: ChannelH
         assert received["lines"] == [{"sku": "KETTLE", "quantity": 1, "received": 1, "restocked": 1}]
     assert (await shop.get(f"{path}/reverse-orders", **own))["returns"] == [received]
     assert (await shop.get(path, **own))["lines"][0]["returned"] == 1
+
+
+async def test_an_order_that_the_channel_collected_goes_the_same_way_without_a_provider(shop: ChannelHouse) -> None:
+    order_id = await shop.channel_order("lazada-sg", KETTLE, collected=True)
+    own, path = shop.of("lazada-sg"), f"{SG}/orders/{order_id}"
+    assert (await shop.get(path, **own))["payment"] == "captured"
+    await shop.post(f"{path}/pack", None, 201, **own)
+    await shop.post(f"{path}/ready-to-ship", None, **own)
+    await shop.post(f"{path}/delivered", None, **own)
+    asked = {"lines": [{"sku": "KETTLE", "quantity": 2}], "reason": "leaks"}
+    made = await shop.post(f"{path}/reverse-orders", asked, 201, **own)
+    one = f"{SG}/reverse-orders/{made['id']}"
+    await shop.post(f"{one}/decision", {"accept": True}, **own)
+    received = await shop.post(f"{one}/receipt", {"lines": [{"sku": "KETTLE", "quantity": 2}]}, **own)
+    assert received["status"] == "received"
+    order = await shop.get(path, **own)
+    assert (order["lines"][0]["returned"], order["lines"][0]["refunded"]) == (2, 2)
+
+
+async def test_a_collected_order_that_can_not_be_delivered_is_undeliverable(shop: ChannelHouse) -> None:
+    order_id = await shop.channel_order("lazada-sg", KETTLE, collected=True)
+    own, path = shop.of("lazada-sg"), f"{SG}/orders/{order_id}"
+    await shop.post(f"{path}/pack", None, 201, **own)
+    await shop.post(f"{path}/ready-to-ship", None, **own)
+    assert (await shop.post(f"{path}/failed-delivery", None, **own))["status"] == "undeliverable"

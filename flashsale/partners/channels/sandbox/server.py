@@ -10,7 +10,7 @@ import asyncio
 import signal
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import orjson
@@ -35,6 +35,12 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     stall_s: float = 0.0
     lost: bool = False
     orders: list[str] = []
+
+
+class Secret(msgspec.Struct, forbid_unknown_fields=True):
+    """`whsec_` and base64."""
+
+    secret: Annotated[str, msgspec.Meta(min_length=8, max_length=200)]
 
 
 class Push(msgspec.Struct):
@@ -64,12 +70,15 @@ class Marketplace:
             web.get("/pushes", self._show_pushes),
             web.get("/sandbox/health", self._health),
             web.post("/sandbox/faults", self._set_faults),
+            web.post("/sandbox/secret", self._set_secret),
         ]
 
     async def _push(self, request: web.Request) -> web.Response:
         """POST /push: 204 once it is taken."""
         body = await request.read()
         try:
+            if not self.secret:
+                raise ValueError("it was not told which key signs: POST /sandbox/secret")
             message = Webhook(self.secret).verify(body, {name.lower(): text for name, text in request.headers.items()})
         except (WebhookVerificationError, ValueError) as fault:
             return self._answer(request, {}, 401, f"the signature is not right: {fault}")
@@ -127,6 +136,16 @@ class Marketplace:
         except msgspec.DecodeError as fault:
             return web.json_response({"error": str(fault)}, status=400)
         return web.Response(body=orjson.dumps(msgspec.to_builtins(self.faults)), content_type="application/json")
+
+    async def _set_secret(self, request: web.Request) -> web.Response:
+        """POST /sandbox/secret {"secret"}: the one that the engine answered when it was told of this endpoint."""
+        try:
+            secret = msgspec.json.decode(await request.read(), type=Secret).secret
+            Webhook(secret)
+        except ValueError as fault:  # what can't be decoded is one
+            return web.json_response({"error": str(fault)}, status=400)
+        self.secret = secret
+        return web.json_response({"ok": True})
 
 
 async def started(marketplace: Marketplace, port: int) -> tuple[web.AppRunner, str]:
