@@ -145,7 +145,7 @@ def test_what_is_too_heavy_is_not_carried() -> None:
         ('calendar = "cn"', 'calendar = "xx"', "no calendar"),
         ('country = "HK"', 'country = "XX"', "not known"),
         ("SG = {", "QQ = {", "QQ"),
-        ("capacity = 200000", "capacity = -1", "capacity"),
+        ("capacity = 100000000", "capacity = -1", "capacity"),
     ],
 )
 def test_data_that_is_wrong_is_named(written: str, instead: str, said: str) -> None:
