@@ -114,3 +114,34 @@ def channel(
     except OSError as fault:
         typer.echo(f"port {port} can't be used: {fault.strerror}", err=True)
         raise typer.Exit(1) from None
+
+
+@app.command(epilog="Example: FLASHSALE_IDENTITIES_API_KEY=any flashsale sandbox identities --port 12113")
+def identities(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0: a free one.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print {pid, address} when it serves.")] = False,
+) -> None:
+    """An identity provider that fails on request, until SIGTERM. Its key is FLASHSALE_IDENTITIES_API_KEY.
+
+    Its address is FLASHSALE_IDENTITIES_URL for the engine. The first name that comes with a number is that person's;
+    POST {address}/sandbox/people says it beforehand, and POST {address}/sandbox/faults makes the provider away.
+    """
+    import uvloop
+
+    from flashsale import logs, settings
+    from flashsale.partners.identities.sandbox import server
+
+    chosen = settings.load()
+    logs.set_up(chosen.log_level, part="identities-sandbox")
+    if chosen.identities_api_key is None:
+        raise typer.BadParameter("set FLASHSALE_IDENTITIES_API_KEY: the key that it takes, and the engine sends")
+
+    def tell(address: str) -> None:
+        told = {"pid": os.getpid(), "address": address}
+        print(json.dumps(told) if as_json else f"identities sandbox {address}", flush=True)
+
+    try:
+        uvloop.run(server.run(port, chosen.identities_api_key.get_secret_value(), tell))
+    except OSError as fault:
+        typer.echo(f"port {port} can't be used: {fault.strerror}", err=True)
+        raise typer.Exit(1) from None
