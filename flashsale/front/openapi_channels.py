@@ -21,6 +21,7 @@ from flashsale.front.openapi_terms import (
     step,
 )
 from flashsale.partners.channels.marketplace import ORDERS, STOCK
+from flashsale.sale.channel_order import ORDERS_MAX
 from flashsale.sale.lifecycle import Payment
 
 CHANNEL = path_parameter("channel", "The channel's id.", {"type": "string", "examples": ["lazada-sg"]})
@@ -97,6 +98,51 @@ SCHEMAS: dict[str, Schema] = {
     ),
 }
 
+_ASKED: Schema = openapi_orders.SCHEMAS["OrderRequest"]
+SCHEMAS |= {
+    "ChannelOrderRequest": {
+        **_ASKED,
+        "required": [*_ASKED["required"], "reference", "shopper"],
+        "properties": {
+            **_ASKED["properties"],
+            "reference": {**TEXT, "minLength": 1, "maxLength": 64, "description": "The channel's own; also the key."},
+            "shopper": {**TEXT, "minLength": 1, "maxLength": 100, "description": "In the channel's own namespace."},
+            "collected_by": {"enum": ["channel"], "description": "The channel has the money: paid, never expires."},
+        },
+    },
+    "ChannelOrdersRequest": obj(
+        {
+            "orders": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": ORDERS_MAX,
+                "items": ref("ChannelOrderRequest"),
+            }
+        },
+        closed=True,
+    ),
+    "ChannelResults": obj(
+        {
+            "results": array(
+                obj(
+                    {"reference": {"type": ["string", "null"]}, "status": {"type": "integer"}},
+                    {"order": ref("Order"), "problem": ref("Problem")},
+                )
+            )
+        }
+    ),
+}
+
+_PLACE_ORDERS = step(
+    "Place up to 500 orders of the channel's, each answered on its own.",
+    "ChannelResults",
+    *("forbidden", "headers-too-large", "too-many-requests", "internal"),
+    body="ChannelOrdersRequest",
+    parameters=(CHANNEL,),
+    description="The results are in the orders' own order, each on disk before the answer. A result's `status` is what "
+    "POST /v1/orders would answer; the same reference sent again gets the same order again.",
+)
+
 _SET_ENDPOINT = step(
     "Be told what becomes of orders and what may be sold.",
     "NewChannelEndpoint",
@@ -137,19 +183,22 @@ def _arrival(summary: str) -> Schema:
 
 
 PATHS: dict[str, Schema] = {
-    "/v1/channels/{channel}/orders": page(
-        "The channel's orders, oldest first.",
-        "ChannelOrders",
-        *("malformed", *_READ),
-        parameters=(
-            CHANNEL,
-            query_parameter("created_after", "Made later than this.", TIME),
-            query_parameter("created_before", "Made earlier than this.", TIME),
-            LIMIT,
-            AFTER,
+    "/v1/channels/{channel}/orders": {
+        **_PLACE_ORDERS,
+        **page(
+            "The channel's orders, oldest first.",
+            "ChannelOrders",
+            *("malformed", *_READ),
+            parameters=(
+                CHANNEL,
+                query_parameter("created_after", "Made later than this.", TIME),
+                query_parameter("created_before", "Made earlier than this.", TIME),
+                LIMIT,
+                AFTER,
+            ),
+            bearer=True,
         ),
-        bearer=True,
-    ),
+    },
     "/v1/channels/{channel}/orders/{id}": page(
         "An order of the channel's.",
         "ChannelOrder",
