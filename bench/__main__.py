@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import decision, expiry, growth, ledger, pages, payments, refusals, report, throughput
+from bench import borders, channels, decision, expiry, growth, ledger, pages, payments, refusals, report, throughput
 from bench.bench import Bench
 from bench.figures import NAMES
 from bench.machine import OTHER_CORE, BenchFault, install_missing, pin, require_two_cores, say
@@ -27,6 +27,8 @@ FAMILIES: tuple[tuple[tuple[str, ...], Measure], ...] = (
     (decision.FIGURES, decision.measure),
     (pages.FIGURES, pages.measure),
     (ledger.FIGURES, ledger.measure),
+    (borders.FIGURES, borders.measure),
+    (channels.FIGURES, channels.measure),
     (payments.FIGURES, payments.measure),
     (expiry.FIGURES, expiry.measure),
     (growth.GROWTH, growth.measure_growth),

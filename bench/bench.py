@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from bench.engine import SECRET, Cpu, Engine, write_sale, write_tokens
-from bench.load import CONNECTIONS, Seen, order_request_parts, run_wrk, write_plan
+from bench.load import CONNECTIONS, MANY_CONNECTIONS, SCRIPT, Seen, order_request_parts, run_wrk, write_plan
 from bench.machine import BenchFault, cpu_s, say
 from bench.yardsticks import Nginx, Ordinary, Valkey
 
@@ -71,8 +71,8 @@ class Bench:
         folder.mkdir()
         return folder
 
-    def new_sale(self, stock: int = PLENTY, quota: int = QUOTA) -> Path:
-        return write_sale(self.folder, f"bench-{next(self._numbers)}", SKUS, stock, quota)
+    def new_sale(self, stock: int = PLENTY, quota: int = QUOTA, ships_from: str | None = None) -> Path:
+        return write_sale(self.folder, f"bench-{next(self._numbers)}", SKUS, stock, quota, ships_from)
 
     def new_tokens(self, tokens: int) -> Path:
         return write_tokens(self.folder / "tokens", f"b{next(self._numbers)}", tokens)
@@ -91,21 +91,33 @@ class Bench:
 
     # --- measured loads ---
 
-    def load_engine(self, engine: Engine, seconds: float | None = None, every_field: bool = False) -> Measured:
+    def load_engine(
+        self,
+        engine: Engine,
+        seconds: float | None = None,
+        every_field: bool = False,
+        ships_from: str | None = None,
+    ) -> Measured:
         """Orders on a fresh sale for some seconds, then waits for the ledger."""
         seconds = seconds or self.seconds
-        sale = engine.create_sale(self.new_sale())
+        sale = engine.create_sale(self.new_sale(ships_from=ships_from))
         plan = self.engine_plan(sale, seconds, every_field=every_field)
+        return self.measure(engine, sale, plan, seconds)
+
+    def measure(
+        self, engine: Engine, sale: str, plan: Path, seconds: float, script: Path = SCRIPT, a_request: int = 1
+    ) -> Measured:
+        """A plan's load on a sale of the engine; each of its requests brings `a_request` orders."""
         engine.catch_up()
         before = engine.cpu()
-        seen = run_wrk(engine.port, plan, seconds)
+        seen = run_wrk(engine.port, plan, seconds, CONNECTIONS if a_request == 1 else MANY_CONNECTIONS, script)
         front = engine.cpu().since(before).front
         ended = time.monotonic()
         engine.catch_up()
         behind_s = time.monotonic() - ended
         cpu = engine.cpu().since(before)
         orders = engine.orders_in_ledger(sale)
-        check(seen, orders)
+        check(seen, orders, a_request)
         measured = Measured(seen, orders, front, cpu, behind_s)
         self.note("engine", **asdict(seen), rate=round(seen.rate), orders=orders, us=cpu.micros_an_order(orders))
         return measured
@@ -140,9 +152,10 @@ class Bench:
         return micros
 
 
-def check(seen: Seen, orders: int, connections: int = CONNECTIONS) -> None:
-    """Raises BenchFault unless every answer was an order that was really taken."""
+def check(seen: Seen, orders: int, a_request: int = 1) -> None:
+    """Raises BenchFault unless every answer was an order (or so many as a request brings) that was really taken."""
     if seen.refused or seen.broken:
         raise BenchFault(f"{seen.refused} orders refused, {seen.broken} connections broken: {seen}")
-    if not seen.answers <= orders <= seen.answers + connections:
+    connections = CONNECTIONS if a_request == 1 else MANY_CONNECTIONS
+    if not seen.answers * a_request <= orders <= (seen.answers + connections) * a_request:
         raise BenchFault(f"{seen.answers} orders answered, {orders} kept")

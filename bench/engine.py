@@ -178,17 +178,22 @@ class Engine:
         return sale_file.stem
 
 
-def write_sale(folder: Path, sale: str, skus: Sequence[str], stock: int, quota: int) -> Path:
-    """A sale file, open for a day, its id the file's name: `skus` offers of one stock and one quota."""
+def write_sale(
+    folder: Path, sale: str, skus: Sequence[str], stock: int, quota: int, ships_from: str | None = None
+) -> Path:
+    """A sale file, open for a day, its id the file's name: `skus` offers of one stock and one quota. With `ships_from`
+    it crosses borders: its offers are light enough for the default lane."""
     now = datetime.now(UTC).replace(microsecond=0)
     stamps = [f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in (now - timedelta(minutes=1), now + timedelta(days=1))]
     text = (
         f'[sale]\nid = "{sale}"\nname = "Bench"\nopens_at = {stamps[0]}\ncloses_at = {stamps[1]}\nhold_seconds = 900\n'
     )
+    text += f'ships_from = "{ships_from}"\n' if ships_from else ""
+    border = 'hs_code = "8418.10"\norigin = "CN"\n' if ships_from else ""
     for sku in skus:
         text += (
             f'[[offers]]\nsku = "{sku}"\nbrand = "Haier"\ntitle = {{ en = "320 l fridge" }}\n'
-            f'stock = {stock}\nquota = {quota}\nweight_g = 68000\nprices = {{ SG = "899.00" }}\n'
+            f'stock = {stock}\nquota = {quota}\nweight_g = 6800\nprices = {{ SG = "899.00" }}\n{border}'
         )
     path = folder / f"{sale}.toml"
     path.write_text(text)

@@ -48,6 +48,10 @@ FIGURES = (
     Figure("payment-cpu", "  CPU of a payment, all processes ÷ of an order", None, None, False),
     Figure("expiry", "100,000 expired holds released, seconds", 30, 10, False),
     Figure("expiry-p99", "  p99 of orders during it ÷ before", 1.5, None, False),
+    Figure("border", "CPU an order with landed cost and carrier held ÷ without, all processes", 1.15, None, False),
+    Figure("border-front", "  the front's alone", None, None, False),
+    Figure("channel-memory", "orders/s of a channel, 500 a request ÷ single orders, in memory", 3, None, True),
+    Figure("channel-fsync", "  on disk before the answer", 3, None, True),
     Figure("committed", "socket to committed row: CPU an order, all processes ÷ nginx", None, 5, False),
 )
 NAMES = tuple(figure.name for figure in FIGURES)

@@ -18,6 +18,7 @@ from bench.machine import OTHER_CORE, BenchFault
 
 SCRIPT = Path(__file__).with_name("crowd.lua")
 CONNECTIONS = 256
+MANY_CONNECTIONS = 8  # of requests that bring hundreds of orders each
 KEY = "bench-3f1c9a52-7d5e-4b0a-"  # with a number behind it about as long as a UUID, the usual idempotency key
 _UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 
@@ -83,7 +84,7 @@ def write_plan(path: Path, **plan: object) -> Path:
 def run_wrk(port: int, plan: Path, seconds: float, connections: int = CONNECTIONS, script: Path = SCRIPT) -> Seen:
     """Sends a plan's requests for some seconds. Raises BenchFault when wrk fails, as it does when tokens run out."""
     url = f"http://127.0.0.1:{port}"
-    options = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "15s", "--latency", "-s", str(SCRIPT)]
+    options = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "15s", "--latency", "-s", str(script)]
     done = subprocess.run(
         ["taskset", "-c", str(OTHER_CORE), "wrk", *options, url, "--", str(plan)],
         capture_output=True,
