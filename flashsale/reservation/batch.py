@@ -77,8 +77,13 @@ def _beyond(orders: list[Order]) -> tuple[bytes, ...]:
     imports = []
     pools = bytearray()
     agents = []
+    usual, usual_parcel = None, 0  # in a crowd nearly all orders take the same
     for number, order in enumerate(orders, 1):
         beyond = order.beyond
+        if beyond is usual and beyond is not None:
+            parcels.append(usual_parcel)
+            pools += bytes(len(order.skus))
+            continue
         if beyond is None:
             parcels.append(0)
             pools += bytes(len(order.skus))
@@ -92,6 +97,8 @@ def _beyond(orders: list[Order]) -> tuple[bytes, ...]:
             counter = counters.setdefault((identity, year, limit), len(counters) + 1)
             imports.append(_IMPORT.pack(number, counter, amount.to_bytes(6, "big")))
         pools += beyond.pools or bytes(len(order.skus))
+        if beyond.imported is None and not beyond.pools and not beyond.grant:
+            usual, usual_parcel = beyond, parcels[-1]
         if beyond.grant:
             agents.append(number.to_bytes(2, "big") + beyond.grant)
     return (

@@ -11,16 +11,34 @@ from typing import NamedTuple
 
 from flashsale.sale.market import MARKETS
 from flashsale.sale.order import Line
-from flashsale.sale.quoting import Quoted, QuotedMarket
+from flashsale.sale.quoting import QuotedMarket
 from flashsale.sale.trade.landed import ImportLimit
 
 KEPT_MAX = 20_000
 """Orders of one line that are kept, by SKU, quantity, lane and channel: about a kilobyte each."""
 
 
+NO_BORDER = "\t\\N" * 10
+NO_LIMIT = "\t\\N" * 3
+"""The columns of a record from `shipping` to `promised_by`, and those of an import limit, where an order has neither."""
+
+
+class Beyond(NamedTuple):
+    """What an order takes beside units and quota. `parcel`: lane, dispatch day and its capacity (parcels, 0: no
+    limit); `imported`: identity, year, its limit and what the order counts, minor units; `pools`: of each line the
+    channel whose guarantee it draws on first, 0: none, empty: no line does; `grant`: the field of the agent's grant,
+    empty: the shopper orders."""
+
+    parcel: tuple[int, int, int] | None
+    imported: tuple[bytes, int, int, int] | None
+    pools: bytes
+    grant: bytes
+
+
 class Crossed(NamedTuple):
     """`total` minor units, `lane` its id, `parcel` lane number, dispatch day and capacity; `columns` those of the
     record from `shipping` to `promised_by`, each behind a tab; `json` what the answer says, with a comma before.
+    `beyond` and `rest` (the record behind `hold_ms`) are those of an order that has nothing else of the kind.
     `limit`: that of the buyer's imports, None: there is none; `limit_use` what the order counts, `over_limit`: it is
     more than one order may."""
 
@@ -32,7 +50,8 @@ class Crossed(NamedTuple):
     limit: ImportLimit | None
     limit_use: int
     over_limit: bool
-    quoted: Quoted
+    beyond: Beyond
+    rest: str
 
 
 class Border:
@@ -78,9 +97,9 @@ class Border:
             (by.id, by.promised_by),
         )  # fmt: skip
         parcel = (by.number, by.dispatch_day, by.capacity)
-        return Crossed(
-            quoted.total, by.id, parcel, columns, said, limit, landed.limit_use, landed.over_limit, quoted
-        )  # fmt: skip
+        beyond, rest = Beyond(parcel, None, b"", b""), f"\t\\N\tf{columns}{NO_LIMIT}\t\\N\n"
+        of_limit = (limit, landed.limit_use, landed.over_limit)
+        return Crossed(quoted.total, by.id, parcel, columns, said, *of_limit, beyond, rest)
 
 
 def crossing_json(

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from operator import mul
-from typing import NamedTuple
 
 import msgspec
 
-from flashsale.sale.border import Border, Crossed, crossing_json
+from flashsale.sale.border import NO_BORDER, NO_LIMIT, Beyond, Border, Crossed, crossing_json
 from flashsale.sale.catalogue import Offer, Sale
 from flashsale.sale.identity import SaleIdentity, fingerprint, person_hash
 from flashsale.sale.market import MARKETS
@@ -70,9 +69,7 @@ NULL = "\\N"
 """COPY text's NULL; no column's own text can be this, since a backslash is written twice."""
 
 
-_NO_BORDER = "\t\\N" * 10  # shipping to promised_by
-_NO_LIMIT = "\t\\N" * 3
-PLAIN = f"\t\\N\tf{_NO_BORDER}{_NO_LIMIT}\t\\N\n"
+PLAIN = f"\t\\N\tf{NO_BORDER}{NO_LIMIT}\t\\N\n"
 """The columns behind `hold_ms` of an order that crosses no border, draws on no guarantee and has no agent."""
 
 
@@ -122,18 +119,6 @@ class PricedMarket:
             if code in offer.prices
         }
         self.nothing_json = crossing_json(self.currency, 0, 0, 0, 0, 0, True, False, None)
-
-
-class Beyond(NamedTuple):
-    """What an order takes beside units and quota. `parcel`: lane, dispatch day and its capacity (parcels, 0: no
-    limit); `imported`: identity, year, its limit and what the order counts, minor units; `pools`: of each line the
-    channel whose guarantee it draws on first, 0: none, empty: no line does; `grant`: the field of the agent's grant,
-    empty: the shopper orders."""
-
-    parcel: tuple[int, int, int] | None
-    imported: tuple[bytes, int, int, int] | None
-    pools: bytes
-    grant: bytes
 
 
 class Order:
@@ -321,7 +306,7 @@ class PricedSale:
             order.crossing_json = market.nothing_json if lane is None else _with_lane(market.nothing_json, lane)
             rest = PLAIN
         else:
-            total, lane, rest = self._go_beyond(order, market, total)
+            total, lane, rest = self._go_beyond(order, market, total, guaranteed)
         order.total = total
         expected = request.expected_total
         if expected is not None and (expected.amount != total or expected.currency != market.currency):
@@ -340,11 +325,12 @@ class PricedSale:
             f"\t{market.currency}\t{self.version}\t\\\\x{mark.hex()}\t{self.hold_ms}{rest}"
         ).encode()
 
-    def _go_beyond(self, order: Order, market: PricedMarket, goods: int) -> tuple[int, str | None, str]:
+    def _go_beyond(
+        self, order: Order, market: PricedMarket, goods: int, guaranteed: bool
+    ) -> tuple[int, str | None, str]:
         """What an order across a border, of an agent, or of a channel with guarantees has more than others: its total,
         its lane, and the columns of its record behind `hold_ms`."""
         request, border = order.request, market.border
-        channel = request.channel or DEFAULT_CHANNEL
         crossed: Crossed | None = None
         order.refusal, order.crossing_json = None, market.nothing_json
         if border is not None:
@@ -354,9 +340,14 @@ class PricedSale:
                 order.marks, order.refusal = LANE_UNAVAILABLE, refusal
             except NotSoldHere as refusal:
                 order.marks, order.refusal = NOT_SOLD_HERE, refusal
+            else:
+                if crossed.limit is None and order.agent is None and not guaranteed and not order.collected:
+                    order.crossed, order.beyond, order.crossing_json = crossed, crossed.beyond, crossed.json
+                    return crossed.total, crossed.lane, crossed.rest
         elif request.lane is not None:
             order.crossing_json = _with_lane(market.nothing_json, request.lane)
         order.crossed = crossed
+        channel = request.channel or DEFAULT_CHANNEL
         pools = bytes([market.offers[line.sku].guarantees.get(channel, 0) for line in request.lines])
         grant = b"" if order.agent is None else person_hash(order.shopper) + person_hash(order.agent)
         imported = self._imported(order, crossed)
@@ -364,12 +355,12 @@ class PricedSale:
         order.beyond = Beyond(parcel, imported, pools if any(pools) else b"", grant)
 
         agent = NULL if order.agent is None else _escaped(order.agent)
-        limit = _NO_LIMIT
+        limit = NO_LIMIT
         if imported is not None:
             limit = f"\t\\\\x{imported[0].hex()}\t{imported[1]}\t{imported[3]}"
         # The script adds what each line drew from a guarantee.
         drawn = "\t" if order.beyond.pools else f"\t{NULL}\n"
-        columns = _NO_BORDER if crossed is None else crossed.columns
+        columns = NO_BORDER if crossed is None else crossed.columns
         rest = f"\t{agent}\t{'t' if order.collected else 'f'}{columns}{limit}{drawn}"
         if crossed is None:
             return goods, request.lane, rest
