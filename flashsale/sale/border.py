@@ -20,7 +20,7 @@ KEPT_MAX = 20_000
 
 NO_BORDER = "\t\\N" * 10
 NO_LIMIT = "\t\\N" * 3
-"""The columns of a record from `shipping` to `promised_by`, and those of an import limit, where an order has neither."""
+"""The columns of a record from `shipping` to `promised_by`, and those of an import limit, where there is neither."""
 
 
 class Beyond(NamedTuple):
