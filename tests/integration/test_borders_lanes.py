@@ -11,6 +11,7 @@ from flashsale.embedded import ValkeyServer
 from flashsale.reservation.limits import LaneDay
 from flashsale.sale.payment import IntentState
 from flashsale.sale.salefile import parse_sale_file
+from flashsale.sale.world import packaged
 from tests.integration.borders import Borders
 from tests.integration.shop import FILE, FRIDGE, KETTLE
 
@@ -71,10 +72,13 @@ async def test_a_parcel_is_given_back_and_taken_again_for_the_day_that_it_then_l
 async def test_a_lane_that_has_more_parcels_than_it_carries_is_named(shop: Abroad) -> None:
     order = await shop.bought("anna", (KETTLE, 1))
     row = await shop.row(order)
+    lane = packaged().lanes.lane(row["lane"])
+    assert lane is not None
     await shop.ledger.execute(
-        "INSERT INTO movement SELECT partition, journal_ms, journal_seq, 'lane', sale, NULL, -200000, id,"
+        "INSERT INTO movement SELECT partition, journal_ms, journal_seq, 'lane', sale, NULL, -$2::int8, id,"
         " jsonb_build_object('lane', lane_number, 'day', dispatch_day, 'number', 2) FROM orders WHERE id = $1",
         order,
+        lane.capacity,
     )
     faults = await shop.faults()
-    assert any(f"lane {row['lane_number']} has 200001 parcels" in fault for fault in faults), faults
+    assert any(f"lane {lane.number} has {lane.capacity + 1} parcels" in fault for fault in faults), faults
