@@ -4,7 +4,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 
 revision = "0005"
-down_revision = "0004"
+down_revision = "0003"
 
 SCHEMA = """
 -- The orders of a channel, oldest first: what it asks for a window of time and a page at a time.

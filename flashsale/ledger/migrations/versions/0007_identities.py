@@ -8,7 +8,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 
 revision = "0007"
-down_revision = "0006"
+down_revision = "0005"
 
 SCHEMA = """
 CREATE TABLE identity_key (
