@@ -7,8 +7,8 @@ import limit of a year counts by what it makes.
 from alembic import op
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 
-revision = "0007"
-down_revision = "0005"
+revision = "0005"
+down_revision = "0004"
 
 SCHEMA = """
 CREATE TABLE identity_key (

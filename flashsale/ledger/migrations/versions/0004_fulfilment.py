@@ -3,7 +3,7 @@
 from alembic import op
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 
-revision = "0005"
+revision = "0004"
 down_revision = "0003"
 
 SCHEMA = """
