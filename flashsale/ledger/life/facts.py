@@ -15,6 +15,7 @@ from typing import Any
 from flashsale.ledger import history, outbox, payments
 from flashsale.ledger.history import HistoryRow
 from flashsale.ledger.life.change import CAPTURED, OVER, Change, add_sold, letter_of
+from flashsale.ledger.life.restating import Promised, at_payment, restate, said
 from flashsale.ledger.life.sweeps import OUTBOX_ORDERS, lapse
 from flashsale.ledger.pool import Connection
 from flashsale.sale.lifecycle import Status
@@ -113,7 +114,8 @@ WITH found AS MATERIALIZED (
 )
 UPDATE orders AS o SET status = 'paid', payment = found.payment, changes = changes + 1
 FROM found WHERE o.ctid = found.place AND o.status = 'reserved' AND o.refunded IS NULL
-RETURNING o.id, o.sale, o.partition, o.changes, o.skus, o.quantities, o.extended, o.payment
+RETURNING o.id, o.sale, o.partition, o.changes, o.skus, o.quantities, o.extended, o.payment,
+          o.market, o.catalogue_version, o.lane_number, o.dispatch_day, o.promised_by
 """
 
 
@@ -204,12 +206,15 @@ async def _note_paid(
     """History, counters and outbox of orders that were paid in full. `told`: method and source by order."""
     if not paid:
         return
+    restated = await restate(connection, [Promised(row[0], *row[8:]) for row in paid], now_ms)
     entries = []
     sold: Counter[tuple[int, int]] = Counter()
     letters: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-    for order_id, sale, partition, number, skus, quantities, extended, payment in paid:
+    for order_id, sale, partition, number, skus, quantities, extended, payment, *_, promised_by in paid:
         method, source = told[order_id]
         detail = {"method": method, "source": source}
+        if order_id in restated:
+            detail |= said(promised_by, restated[order_id])
         entries.append(HistoryRow(order_id, number, now_ms, "order.paid", "paid", payment, detail))
         for sku, units in zip(skus, quantities, strict=True):
             sold[sale, sku] += units
@@ -272,7 +277,8 @@ async def _pay(change: Change, detail: dict[str, Any], applied: Applied) -> None
             await change.pay(todo="release", due_ms=change.now_ms, tries=0)
         return
     applied.paid += 1
-    await change.record("order.paid", detail, Status.PAID)
+    columns, more = await at_payment(change.connection, change.order, change.now_ms)
+    await change.record("order.paid", detail | more, Status.PAID, **columns)
     await change.sell(zip(change.order.skus, change.left(), strict=True))
     await change.mirror()
     await change.settle("cancellation")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashsale.errors import Refused
-from flashsale.ledger import history, payments
+from flashsale.ledger import history, payments, promises
 from flashsale.ledger.life.change import AUTHORISED, OVER, Change, amount_due, units_of
 from flashsale.ledger.orders import OrderRow
 from flashsale.ledger.payments import PaymentRow
@@ -148,8 +148,11 @@ async def ship(
     return change.order
 
 
-async def deliver(connection: Connection, order_id: str, delivered: bool, now_ms: int) -> OrderRow:
+async def deliver(
+    connection: Connection, order_id: str, delivered: bool, now_ms: int, *, ended_ms: int | None = None
+) -> OrderRow:
     """What became of the parcel. What could not be delivered is given back at once; its units come home as a return.
+    `ended_ms`: when it was there, or given up, after somebody who knows; None: now. The promise is judged by that.
     Raises Refused: not-found, not-shippable."""
     change = await Change.begin(connection, order_id, now_ms)
     status = Status.DELIVERED if delivered else Status.UNDELIVERABLE
@@ -161,6 +164,7 @@ async def deliver(connection: Connection, order_id: str, delivered: bool, now_ms
         await change.record("order.delivered", None, status)
     else:
         await change.record("order.undeliverable", None, status, refunded=list(change.order.quantities))
+    await promises.note(connection, change.order, delivered, now_ms if ended_ms is None else min(ended_ms, now_ms))
     await change.mirror()
     await change.settle("undeliverable")
     return change.order

@@ -9,6 +9,7 @@ from flashsale.ledger import history, outbox, payments
 from flashsale.ledger.history import HistoryRow
 from flashsale.ledger.life.beside import beside
 from flashsale.ledger.life.change import Change, letter_of, units_of
+from flashsale.ledger.life.restating import at_payment
 from flashsale.ledger.movements import NUMBER
 from flashsale.ledger.orders import OrderRow
 from flashsale.ledger.pool import Connection
@@ -152,8 +153,9 @@ async def settle_again(connection: Connection, now_ms: int, limit: int = 200) ->
                 continue
             await change.pay(late=row.outcome)
             if taken and change.status is Status.EXPIRED:
-                columns = await _taken_again(connection, change.order, item)
-                await change.record("order.paid", {"late": True}, Status.PAID, **columns)
+                columns, more = await at_payment(connection, change.order, now_ms)
+                columns |= await _taken_again(connection, change.order, item)
+                await change.record("order.paid", {"late": True, **more}, Status.PAID, **columns)
                 await change.sell((sku, units) for sku, units in item["lines"])
                 await change.mirror()
                 if Payment(change.order.payment) is Payment.REFUNDED or change.payment.state == "closed":

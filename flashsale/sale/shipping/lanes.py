@@ -15,11 +15,14 @@ from msgspec import Struct
 
 from flashsale.sale.offer import Offer
 from flashsale.sale.shipping.calendars import Calendar, day_number, day_of
+from flashsale.sale.shipping.promises import AlertRule
 from flashsale.sale.shipping.tariff import Tariff
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = timedelta(days=1)
 _MS = timedelta(milliseconds=1)
+_DAY_MS = 86_400_000
+_EARLIEST_MIDNIGHT_MS = 14 * 3_600_000  # Kiribati's days begin so long before UTC's
 
 
 class Route(Struct, frozen=True):
@@ -43,7 +46,7 @@ class Lane(Struct, frozen=True):
     """A carrier on its routes. `number` 1 to 65,535 names it for ever. `service`: the kind of offers that it is for, ""
     any. `cutoff_s`: seconds after local midnight in `zone` until which an order is dispatched the same day. `capacity`
     parcels a dispatch day to all countries together, 0: no limit. Longest side and girth (longest side and twice the
-    sum of the others) in mm."""
+    sum of the others) in mm. `alert`: when too few of its promises are kept; None: nobody is told."""
 
     id: str
     number: int
@@ -60,6 +63,7 @@ class Lane(Struct, frozen=True):
     side_max_mm: int
     girth_max_mm: int
     routes: dict[str, Route]
+    alert: AlertRule | None = None
 
     def takes(self, offer: Offer) -> bool:
         """Whether the offer may go by this lane, its weight apart. One whose sides are not known may."""
@@ -154,6 +158,29 @@ class LaneBook(Struct, frozen=True, dict=True):
         found = [lane for lane in self.lanes if country in lane.routes and ships_from in lane.ships_from]
         found.sort(key=lambda lane: (not lane.service, not lane.recommended))
         return tuple(LaneAt(lane, country, self._calendars[lane.calendar], self.campaigns, at_ms) for lane in found)
+
+    @staticmethod
+    def may_have_passed(dispatch_day: int, at_ms: int) -> bool:
+        """Whether the cut-off of that dispatch day may have passed by then on any lane: whether that day has begun
+        anywhere on Earth."""
+        return at_ms >= dispatch_day * _DAY_MS - _EARLIEST_MIDNIGHT_MS
+
+    def passed(self, number: int, country: str, dispatch_day: int, at_ms: int) -> LaneAt | None:
+        """The lane as it is at that time, if the cut-off of that dispatch day has passed by then; None: a parcel for
+        that day still leaves on it, or the lane is not known."""
+        lane = self._by_number.get(number)
+        if lane is None or country not in lane.routes or not self.may_have_passed(dispatch_day, at_ms):
+            return None
+        now = LaneAt(lane, country, self._calendars[lane.calendar], self.campaigns, at_ms)
+        return now if now.dispatch_day > dispatch_day else None
+
+    @cached_property
+    def _by_number(self) -> dict[int, Lane]:
+        return {lane.number: lane for lane in self.lanes}
+
+    def by_number(self, number: int) -> Lane | None:
+        """The lane of that number."""
+        return self._by_number.get(number)
 
     def lane(self, lane_id: str) -> Lane | None:
         """The lane of that id."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from importlib.resources import files
@@ -14,6 +15,7 @@ from flashsale.sale.market import MARKETS
 from flashsale.sale.money import parse_amount
 from flashsale.sale.shipping.calendars import calendar
 from flashsale.sale.shipping.lanes import Campaign, Lane, LaneBook, Route
+from flashsale.sale.shipping.promises import LAST, AlertRule
 from flashsale.sale.shipping.tariff import Tariff
 
 NUMBER_MAX = 65_535
@@ -40,6 +42,12 @@ class _Route(Struct, forbid_unknown_fields=True):
     days: int
 
 
+class _Alert(Struct, forbid_unknown_fields=True):
+    markets: list[str]
+    below_percent: int
+    deliveries: int
+
+
 class _Lane(Struct, forbid_unknown_fields=True):
     id: str
     number: int
@@ -58,6 +66,7 @@ class _Lane(Struct, forbid_unknown_fields=True):
     step_g: int
     routes: dict[str, _Route]
     service: str = ""
+    alert: _Alert | None = None
 
 
 class _File(Struct, forbid_unknown_fields=True):
@@ -135,4 +144,15 @@ def _lane(written: _Lane, calendars: set[str]) -> Lane:
         written.side_max_mm,
         written.girth_max_mm,
         routes,
+        None if written.alert is None else _alert(name, written.alert, routes.keys()),
     )
+
+
+def _alert(lane: str, written: _Alert, countries: Collection[str]) -> AlertRule:
+    if unknown := [market for market in written.markets if market not in countries]:
+        raise ValueError(f"{lane}: its alert names {unknown[0]!r}, where it does not go")
+    if not (written.markets and 1 <= written.below_percent <= 100 and 1 <= written.deliveries <= LAST):
+        raise ValueError(
+            f"{lane}: an alert is for a market at least, below 1 to 100 per cent of 1 to {LAST} deliveries and more"
+        )
+    return AlertRule(tuple(written.markets), written.below_percent, written.deliveries)
