@@ -27,7 +27,7 @@ from bench.yardsticks import Valkey
 from flashsale.reservation import keys
 from flashsale.reservation.batch import script_keys
 from flashsale.reservation.scripts import Script
-from flashsale.sale.priced import PLAIN
+from flashsale.sale.terms import PLAIN
 
 FIGURES = ("decision-quota", "decision-free", "decision-quota-same", "decision-free-same")
 BATCH = 256

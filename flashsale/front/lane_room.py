@@ -45,7 +45,7 @@ class LaneRoom:
     async def _answer(self, order: Order, now_ms: int, deliver: Callable[[Order, bytes], None]) -> None:
         members: dict[str, Any] = {"id": order.id}
         try:
-            members["lane"] = order.crossed.lane if order.crossed is not None else None
+            members["lane"] = order.terms.crossed.lane if order.terms.crossed is not None else None
             members["lanes"] = await self._lanes(order, now_ms)
         except Exception as error:  # it is refused all the same: only what it could do instead is not known
             log.warning("the lanes' room could not be read", order=order.id, error=repr(error))

@@ -22,7 +22,8 @@ from flashsale.reservation.holds import HELD, Hold
 from flashsale.sale.catalogue import Sale
 from flashsale.sale.identity import parse_order_id
 from flashsale.sale.lifecycle import Payment, Status
-from flashsale.sale.priced import NULL, RECORD_COLUMNS
+from flashsale.sale.priced import RECORD_COLUMNS
+from flashsale.sale.terms import NULL
 
 LEDGER_WITHIN_S = 2.0  # how long a step waits for its order to come from the journal into the ledger
 LEDGER_POLL_S = 0.05

@@ -17,7 +17,8 @@ import orjson
 
 from flashsale.errors import AUTHENTICATE, PROBLEMS, Refused, problem_body
 from flashsale.reservation.holds import Hold, is_extended, status_of
-from flashsale.sale.priced import DEFAULT_CHANNEL, Order
+from flashsale.sale.lifecycle import Status
+from flashsale.sale.priced import Order
 from flashsale.sale.quoting import LaneUnavailable, NotSoldHere
 
 MESSAGEPACK_TYPE = b"application/msgpack"
@@ -73,7 +74,7 @@ class Answers:
     def accepted(self, order: Order, until: str) -> bytes:
         """201: the order is reserved until `until` (RFC 3339)."""
         if order.msgpack:
-            return self._packed_order(order, "reserved", until, "")
+            return self._packed_order(order, "paid" if order.collected else "reserved", until, "")
         body = _accepted(order, until)
         return f"{self._created}{order.id}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
@@ -86,11 +87,13 @@ class Answers:
         deadline_ms = hold.entry_ms + order.sale.hold_ms
         if is_extended(hold.letter):
             deadline_ms += order.sale.sale.extension_ms
-        until, status = time_text(deadline_ms), status_of(hold.letter).value
+        until, status = time_text(deadline_ms), status_of(hold.letter)
+        if order.collected and status is Status.RESERVED:
+            status = Status.PAID  # the ledger makes it so as it stores the order
         header = "Idempotent-Replayed: true\r\n"
         if order.msgpack:
-            return self._packed_order(order, status, until, header)
-        body = orjson.dumps(_document(order, status, until))
+            return self._packed_order(order, status.value, until, header)
+        body = orjson.dumps(_document(order, status.value, until))
         return f"{self._created}{order.id}\r\n{header}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     def _packed_order(self, order: Order, status: str, until: str, header: str) -> bytes:
@@ -140,28 +143,28 @@ class Answers:
         elif outcome == "U":
             members["sku"] = lines[next(details) - 1].sku
         elif outcome == "T":
-            members["total"] = {"amount": order.total, "currency": order.currency}
+            members["total"] = {"amount": order.terms.total, "currency": order.terms.currency}
         elif outcome == "Q":
             line = next(details) - 1
             members |= {"sku": lines[line].sku, "quota": order.quotas[line], "used": next(details)}
         elif outcome == "I":
             members |= _import_limit(order, next(details))
-        elif outcome == "L" and isinstance(order.refusal, LaneUnavailable):
-            members |= {"lane": order.refusal.lane, "lanes": list(order.refusal.lanes)}
-        elif outcome == "X" and isinstance(order.refusal, NotSoldHere):
-            members["sku"] = order.refusal.sku
-            return self.problem(Refused(_OUTCOMES[outcome], order.refusal.why, **members))
+        elif outcome == "L" and isinstance(order.terms.refusal, LaneUnavailable):
+            members |= {"lane": order.terms.refusal.lane, "lanes": list(order.terms.refusal.lanes)}
+        elif outcome == "X" and isinstance(order.terms.refusal, NotSoldHere):
+            members["sku"] = order.terms.refusal.sku
+            return self.problem(Refused(_OUTCOMES[outcome], order.terms.refusal.why, **members))
         return self.problem(Refused(_OUTCOMES[outcome], **members))
 
 
 def _import_limit(order: Order, used: int) -> dict[str, Any]:
     """`limit`, what of the year's is `used` and `left`; `limit` is one order's where that is what was exceeded."""
-    crossed = order.crossed
+    crossed = order.terms.crossed
     if crossed is None or crossed.limit is None:
         raise AssertionError(f"order {order.id} counts for no import limit")
 
     def money(amount: int) -> dict[str, Any]:
-        return {"amount": amount, "currency": order.currency}
+        return {"amount": amount, "currency": order.terms.currency}
 
     limit = crossed.limit.single if crossed.over_limit else crossed.limit.annual
     left = max(0, crossed.limit.annual - used)
@@ -174,30 +177,10 @@ def _wait_s(wait_ms: int) -> int:
 
 
 def _accepted(order: Order, until: str) -> str:
-    request = order.request
-    return (
-        f'{{"id":"{order.id}","sale":"{order.sale.id}","status":"reserved","market":"{request.market}",'
-        f'"channel":"{request.channel or DEFAULT_CHANNEL}","lines":[{order.lines_json}],'
-        f'"total":{{"amount":{order.total},"currency":"{order.currency}"}}{order.crossing_json},'
-        f'"reserved_until":"{until}"}}'
-    )
+    terms = order.terms
+    return f'{{"id":"{order.id}{terms.json_paid if order.collected else terms.json}{until}"}}'
 
 
-def _document(order: Order, status: str, until: str) -> dict[str, Any]:
+def _document(order: Order, status: str, until: str) -> Any:
     """The order as CONTRACT shows it."""
-    request = order.request
-    currency = order.currency
-    return {
-        "id": order.id,
-        "sale": order.sale.id,
-        "status": status,
-        "market": request.market,
-        "channel": request.channel or DEFAULT_CHANNEL,
-        "lines": [
-            {"sku": line.sku, "quantity": line.quantity, "price": {"amount": price, "currency": currency}}
-            for line, price in zip(request.lines, order.prices, strict=True)
-        ],
-        "total": {"amount": order.total, "currency": currency},
-        **orjson.loads(f"{{{order.crossing_json[1:]}}}"),
-        "reserved_until": until,
-    }
+    return orjson.loads(_accepted(order, until)) | {"status": status}

@@ -11,13 +11,14 @@ from operator import mul
 
 import msgspec
 
-from flashsale.sale.border import NO_BORDER, NO_LIMIT, Beyond, Border, Crossed, crossing_json
+from flashsale.sale.border import Border, crossing_json
 from flashsale.sale.catalogue import Offer, Sale
-from flashsale.sale.identity import SaleIdentity, fingerprint, person_hash
+from flashsale.sale.identity import SaleIdentity, person_hash
 from flashsale.sale.market import MARKETS
 from flashsale.sale.order import OrderRequest
 from flashsale.sale.quoting import LaneUnavailable, NotSoldHere, QuotedMarket
 from flashsale.sale.shipping.lanes import LaneAt
+from flashsale.sale.terms import NO_LIMIT, NULL, Beyond, Crossed, Lines, Terms
 from flashsale.sale.world import World
 
 RECORD_COLUMNS = (
@@ -65,12 +66,9 @@ DEFAULT_CHANNEL = "direct"
 _encode = msgspec.json.Encoder().encode
 
 BACKSLASH = "\\"
-NULL = "\\N"
-"""COPY text's NULL; no column's own text can be this, since a backslash is written twice."""
 
-
-PLAIN = f"\t\\N\tf{NO_BORDER}{NO_LIMIT}\t\\N\n"
-"""The columns behind `hold_ms` of an order that crosses no border, draws on no guarantee and has no agent."""
+KEPT_MAX = 20_000
+"""Terms of orders of one line that are kept, by market, SKU, quantity, lane and channel: about two kilobytes each."""
 
 
 class UnknownMarket(Exception):
@@ -125,13 +123,12 @@ class Order:
     """One order on its way: what was asked, what the decision needs of it, and where its answer goes.
 
     `client` is the front's own (the connection that waits); `answer` the bytes it waits for, None before they are
-    known. `arrived` is the loop's clock in seconds, `lines_json` the lines of its answer without the brackets,
-    `crossing_json` what it says of lane, shipping, duty and tax, with a comma before.
+    known; `place`: among the orders of one request, the front's own. `arrived` is the loop's clock in seconds.
 
-    `place`: among the orders of one request, the front's own.
     `agent`: who orders for the shopper, None: the shopper. `identity`: whose import limit it counts for (10 bytes).
-    `collected`: the channel has the money. `marks`: why it can't be accepted, bits; `refusal`: the exception that says
-    more of it. `crossed`: the cost of the border, None for a sale that crosses none.
+    `collected`: the channel has the money. `terms`: what it shares with orders that are alike. `marks`: why it can't be
+    accepted, bits. `fields`: of its lines with a quota. `beyond`: what it takes beside units and quota. `record`: its
+    journal record. `skus`, `quantities`, `quotas`: of each line.
     """
 
     __slots__ = (
@@ -141,30 +138,24 @@ class Order:
         "beyond",
         "client",
         "collected",
-        "crossed",
-        "crossing_json",
-        "currency",
         "digest",
         "fields",
         "head",
         "id",
         "identity",
         "key",
-        "lines_json",
         "marks",
         "msgpack",
         "place",
-        "prices",
         "quantities",
         "quotas",
         "record",
-        "refusal",
         "request",
         "sale",
         "shopper",
         "shopper_hash",
         "skus",
-        "total",
+        "terms",
     )
 
     agent: str | None
@@ -173,30 +164,24 @@ class Order:
     beyond: Beyond | None
     client: object
     collected: bool
-    crossed: Crossed | None
-    crossing_json: str
-    currency: str
     digest: bytes
     fields: tuple[bytes, ...]
     head: bytes
     id: str
     identity: bytes | None
     key: str
-    lines_json: str
     marks: int
     msgpack: bool
     place: int
-    prices: tuple[int, ...]
     quantities: tuple[int, ...]
     quotas: tuple[int, ...]
     record: bytes
-    refusal: NotSoldHere | LaneUnavailable | None
     request: OrderRequest
     sale: PricedSale
     shopper: str
     shopper_hash: bytes
     skus: tuple[int, ...]
-    total: int
+    terms: Terms
 
     def __init__(self) -> None:
         self.agent = self.identity = None
@@ -222,8 +207,9 @@ class PricedSale:
         self.partition = partition
         self.identity = SaleIdentity(partition, sale.number, sale.key)
         self.hold_ms = sale.hold_ms
-        self._version_bytes = version.to_bytes(3, "big")
-        self._number = sale.number
+        self._number = f"\t{sale.number}\t"
+        self._kept: dict[tuple[str, str, int, str | None, str | None], Terms] = {}
+        self._parcels: dict[tuple[int, int, int], Beyond] = {}  # one of each, so that they are told apart by identity
         self.world = world
         self.markets: dict[str, PricedMarket] = {}
         self.from_ms, self.until_ms = 0, FOR_EVER_MS
@@ -281,134 +267,134 @@ class PricedSale:
         """Fills in all that the decision needs, at this version's prices. Raises UnknownMarket, UnknownSku or
         IdentityMissing."""
         request = order.request
-        market = self.markets.get(request.market)
-        if market is None:
-            raise UnknownMarket(request.market)
-        if len(request.lines) == 1:  # nine orders of ten; it saves a quarter of the time
-            line = request.lines[0]
-            offer = market.offers.get(line.sku)
-            if offer is None:
-                raise UnknownSku(line.sku)
-            index, quantity, price = offer.index, line.quantity, offer.price
-            order.skus, order.quantities, order.quotas, order.prices = (index,), (quantity,), (offer.quota,), (price,)
-            order.fields = (order.shopper_hash + offer.index_bytes,) if offer.quota else ()
-            order.lines_json = f"{offer.before_quantity}{quantity}{offer.after_quantity}"
-            guaranteed = bool(offer.guarantees)
-            total = price * quantity
-            arrays, price_array = f"{{{index}}}\t{{{quantity}}}", f"{{{price}}}"
+        lines = request.lines
+        if len(lines) == 1:  # nine orders of ten
+            line = lines[0]
+            alike = (request.market, line.sku, line.quantity, request.lane, request.channel)
+            kept = self._kept.get(alike)
+            if kept is None:
+                kept = self._terms(request)
+                if len(self._kept) >= KEPT_MAX:
+                    self._kept.clear()
+                self._kept[alike] = kept
+            terms = kept
         else:
-            total, guaranteed = self._price_lines(order, market)
-            arrays, price_array = f"{_array(order.skus)}\t{_array(order.quantities)}", _array(order.prices)
-        order.sale, order.currency, order.marks = self, market.currency, 0
-        lane: str | None = request.lane
-        if market.border is None and order.agent is None and not guaranteed and not order.collected:
-            order.beyond = order.crossed = None
-            order.crossing_json = market.nothing_json if lane is None else _with_lane(market.nothing_json, lane)
-            rest = PLAIN
-        else:
-            total, lane, rest = self._go_beyond(order, market, total, guaranteed)
-        order.total = total
+            terms = self._terms(request)
+        order.sale, order.terms, order.marks = self, terms, terms.marks
+        order.skus, order.quantities, order.quotas, _, limited, _, _, _ = terms.lines
+        shopper_hash = order.shopper_hash
+        order.fields = (shopper_hash + limited[0],) if len(limited) == 1 else tuple([shopper_hash + o for o in limited])
         expected = request.expected_total
-        if expected is not None and (expected.amount != total or expected.currency != market.currency):
+        if expected is not None and (expected.amount != terms.total or expected.currency != terms.currency):
             order.marks |= OTHER_TOTAL
 
-        place = f"{request.market}\t{request.channel or DEFAULT_CHANNEL}\t"
-        asked = f"\t{NULL if request.ship_to is None else _ship_to(request)}\t{arrays}"
-        # What was asked, not what follows from it: a retry says the same when the default lane is another one.
-        mark = fingerprint(f"{place}{request.lane or NULL}{asked}".encode())
-        order.head = b"h" + mark + self._version_bytes
         shopper, key = order.shopper, order.key
         if BACKSLASH in shopper or BACKSLASH in key:
             shopper, key = _escaped(shopper), _escaped(key)
-        order.record = (
-            f"{order.id}\t{self._number}\t{shopper}\t{key}\t{place}{lane or NULL}{asked}\t{price_array}\t{total}"
-            f"\t{market.currency}\t{self.version}\t\\\\x{mark.hex()}\t{self.hold_ms}{rest}"
-        ).encode()
-
-    def _go_beyond(
-        self, order: Order, market: PricedMarket, goods: int, guaranteed: bool
-    ) -> tuple[int, str | None, str]:
-        """What an order across a border, of an agent, or of a channel with guarantees has more than others: its total,
-        its lane, and the columns of its record behind `hold_ms`."""
-        request, border = order.request, market.border
-        crossed: Crossed | None = None
-        order.refusal, order.crossing_json = None, market.nothing_json
-        if border is not None:
-            try:
-                crossed = border.cross(request.lines, request.lane, request.channel)
-            except LaneUnavailable as refusal:
-                order.marks, order.refusal = LANE_UNAVAILABLE, refusal
-            except NotSoldHere as refusal:
-                order.marks, order.refusal = NOT_SOLD_HERE, refusal
-            else:
-                if crossed.limit is None and order.agent is None and not guaranteed and not order.collected:
-                    order.crossed, order.beyond, order.crossing_json = crossed, crossed.beyond, crossed.json
-                    return crossed.total, crossed.lane, crossed.rest
-        elif request.lane is not None:
-            order.crossing_json = _with_lane(market.nothing_json, request.lane)
-        order.crossed = crossed
-        channel = request.channel or DEFAULT_CHANNEL
-        pools = bytes([market.offers[line.sku].guarantees.get(channel, 0) for line in request.lines])
-        grant = b"" if order.agent is None else person_hash(order.shopper) + person_hash(order.agent)
-        imported = self._imported(order, crossed)
-        parcel = None if crossed is None else crossed.parcel
-        order.beyond = Beyond(parcel, imported, pools if any(pools) else b"", grant)
-
+        usual = terms.usual and order.agent is None
+        order.beyond = terms.beyond if usual else self._beyond(order, terms)
+        if request.ship_to is None:
+            order.head = terms.head
+            if usual:
+                whole = terms.whole_collected if order.collected else terms.whole
+                order.record = f"{order.id}{self._number}{shopper}\t{key}{whole}".encode()
+                return
+            address = NULL
+            columns = terms.columns(NULL, order.head[1:9])
+        else:
+            address = _ship_to(request)
+            mark = terms.mark(address)
+            order.head, columns = terms.head_of(mark), terms.columns(address, mark)
         agent = NULL if order.agent is None else _escaped(order.agent)
-        limit = NO_LIMIT
-        if imported is not None:
-            limit = f"\t\\\\x{imported[0].hex()}\t{imported[1]}\t{imported[3]}"
-        # The script adds what each line drew from a guarantee.
-        drawn = "\t" if order.beyond.pools else f"\t{NULL}\n"
-        columns = NO_BORDER if crossed is None else crossed.columns
-        rest = f"\t{agent}\t{'t' if order.collected else 'f'}{columns}{limit}{drawn}"
-        if crossed is None:
-            return goods, request.lane, rest
-        order.crossing_json = crossed.json
-        return crossed.total, crossed.lane, rest
+        rest = terms.rest if usual else _rest(order, terms)
+        collected = "t" if order.collected else "f"
+        order.record = f"{order.id}{self._number}{shopper}\t{key}{columns}\t{agent}\t{collected}{rest}".encode()
 
-    def _imported(self, order: Order, crossed: Crossed | None) -> tuple[bytes, int, int, int] | None:
-        """What the order counts against its buyer's import limit."""
-        if crossed is None or crossed.limit is None:
-            return None
-        if order.identity is None:
-            raise IdentityMissing
-        if crossed.over_limit:
-            order.marks |= OVER_IMPORT_LIMIT
-        return order.identity, crossed.limit.year, crossed.limit.annual, crossed.limit_use
-
-    def _price_lines(self, order: Order, market: PricedMarket) -> tuple[int, bool]:
-        """The columns of an order of several lines; answers what the goods cost, and whether a channel has a guarantee
-        of any."""
-        lines = order.request.lines
-        offers = []
-        for line in lines:
-            offer = market.offers.get(line.sku)
-            if offer is None:
-                raise UnknownSku(line.sku)
-            offers.append(offer)
-        shopper_hash = order.shopper_hash
-        order.skus = tuple([offer.index for offer in offers])
-        order.quantities = tuple([line.quantity for line in lines])
-        order.quotas = tuple([offer.quota for offer in offers])
-        order.prices = tuple([offer.price for offer in offers])
-        order.fields = tuple([shopper_hash + offer.index_bytes for offer in offers if offer.quota])
-        order.lines_json = ",".join(
-            [
-                f"{offer.before_quantity}{line.quantity}{offer.after_quantity}"
-                for offer, line in zip(offers, lines, strict=True)
-            ]
+    def _terms(self, request: OrderRequest) -> Terms:
+        """The terms of the orders that ask for the same. Raises UnknownMarket or UnknownSku."""
+        market = self.markets.get(request.market)
+        if market is None:
+            raise UnknownMarket(request.market)
+        channel = request.channel or DEFAULT_CHANNEL
+        lines = _priced(request, market, channel)
+        crossed: Crossed | None = None
+        refusal: LaneUnavailable | NotSoldHere | None = None
+        marks = 0
+        if market.border is not None:
+            try:
+                crossed = market.border.cross(request.lines, request.lane, request.channel)
+            except LaneUnavailable as fault:
+                marks, refusal = LANE_UNAVAILABLE, fault
+            except NotSoldHere as fault:
+                marks, refusal = NOT_SOLD_HERE, fault
+            else:
+                marks = OVER_IMPORT_LIMIT if crossed.over_limit else 0
+        parcel = None if crossed is None else crossed.parcel
+        return Terms(
+            sale=self.id,
+            market=market.code,
+            channel=channel,
+            lane=request.lane,
+            currency=market.currency,
+            version=self.version,
+            hold_ms=self.hold_ms,
+            lines=lines,
+            crossed=crossed,
+            refusal=refusal,
+            marks=marks,
+            nothing_json=market.nothing_json,
+            beyond=None if parcel is None else self._parcels.setdefault(parcel, Beyond(parcel, None, b"", b"")),
         )
-        return sum(map(mul, order.prices, order.quantities)), any(offer.guarantees for offer in offers)
+
+    def _beyond(self, order: Order, terms: Terms) -> Beyond:
+        """What an import, an order on a guarantee or an agent's order takes. Raises IdentityMissing."""
+        crossed, imported, grant = terms.crossed, None, b""
+        if crossed is not None and crossed.limit is not None:
+            if order.identity is None:
+                raise IdentityMissing
+            imported = order.identity, crossed.limit.year, crossed.limit.annual, crossed.limit_use
+        if order.agent is not None:
+            grant = person_hash(order.shopper) + person_hash(order.agent)
+        return Beyond(None if crossed is None else crossed.parcel, imported, terms.lines.pools, grant)
 
 
-def _with_lane(nothing_json: str, lane: str) -> str:
-    """The same with the lane that was asked for: letters, digits, '.', '_' and '-' alone."""
-    return nothing_json.replace('"lane":null', f'"lane":"{lane}"', 1)
+def _rest(order: Order, terms: Terms) -> str:
+    """The columns of such an order's record from `shipping` on."""
+    beyond = order.beyond
+    limit = NO_LIMIT
+    if beyond is not None and beyond.imported is not None:
+        identity, year, _, use = beyond.imported
+        limit = f"\t\\\\x{identity.hex()}\t{year}\t{use}"
+    # The script adds what each line drew from a guarantee.
+    return f"{terms.border}{limit}" + ("\t" if terms.lines.pools else f"\t{NULL}\n")
 
 
-def _array(values: tuple[int, ...]) -> str:
-    return "{" + ",".join(map(str, values)) + "}"
+def _priced(request: OrderRequest, market: PricedMarket, channel: str) -> Lines:
+    """The order's lines at the market's prices. Raises UnknownSku."""
+    offers = []
+    for line in request.lines:
+        offer = market.offers.get(line.sku)
+        if offer is None:
+            raise UnknownSku(line.sku)
+        offers.append(offer)
+    quantities = tuple([line.quantity for line in request.lines])
+    prices = tuple([offer.price for offer in offers])
+    pools = bytes([offer.guarantees.get(channel, 0) for offer in offers])
+    return Lines(
+        skus=tuple([offer.index for offer in offers]),
+        quantities=quantities,
+        quotas=tuple([offer.quota for offer in offers]),
+        prices=prices,
+        limited=tuple([offer.index_bytes for offer in offers if offer.quota]),
+        total=sum(map(mul, prices, quantities)),
+        json=",".join(
+            [
+                f"{offer.before_quantity}{quantity}{offer.after_quantity}"
+                for offer, quantity in zip(offers, quantities, strict=True)
+            ]
+        ),
+        pools=pools if any(pools) else b"",
+    )
 
 
 def _escaped(text: str) -> str:

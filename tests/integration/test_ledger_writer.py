@@ -21,7 +21,7 @@ from flashsale.ledger.partitions import Partition
 from flashsale.pipeline.journal_rows import read_journal
 from flashsale.pipeline.ledger_writer import LedgerWriter, MarkMoved, store_entries
 from flashsale.reservation import commands, keys
-from flashsale.sale.priced import PLAIN
+from flashsale.sale.terms import PLAIN
 
 WITHIN_S = 20
 KINDS = (outbox.RELEASE, outbox.RESERVE_AGAIN, outbox.RESERVE_AGAIN, outbox.STATUS)

@@ -20,9 +20,9 @@ from flashsale.reservation import keys
 from flashsale.reservation.batch import arguments, script_keys
 from flashsale.reservation.limits import IdentityYear, LaneDay, identity_field, lane_field, parse
 from flashsale.reservation.scripts import Script
-from flashsale.sale.border import Beyond
 from flashsale.sale.identity import person_hash
 from flashsale.sale.priced import LANE_UNAVAILABLE, NOT_SOLD_HERE, OTHER_TOTAL, OVER_IMPORT_LIMIT, Order
+from flashsale.sale.terms import Beyond
 
 SALE, EPOCH, VERSION, FAR_MS = "sale", 3, 1, 2**45
 SCRIPT = Script("reserve")
