@@ -144,7 +144,8 @@ async def test_a_slow_endpoint_holds_up_no_other(ledger: str) -> None:
         await house.endpoint(stuck.url, id="ep1")
         await house.endpoint(quick.url, id="ep2")
         await house.happens(*["order.paid"] * 100)
-        async with house.worker(timeout_s=2, retry_s=()):
+        async with house.worker(timeout_s=20, retry_s=()):
+            # Sooner than any is given up: the next would open a connection before the first is closed.
             await house.until(lambda: len(quick.got) == 100, within_s=8)
             assert stuck.open_most <= 4
 
