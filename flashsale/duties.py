@@ -21,6 +21,7 @@ from flashsale.pipeline.jobs import Jobs
 from flashsale.pipeline.ledger_writer import LedgerWriter
 from flashsale.pipeline.outbox import Outbox
 from flashsale.pipeline.payment_events import PaymentEvents
+from flashsale.pipeline.promise_alerts import PromiseAlerts
 from flashsale.pipeline.provider_calls import ProviderCalls
 from flashsale.pipeline.refund_jobs import RefundJobs
 from flashsale.pipeline.webhooks import WebhookFanout, jobs_of, sender_of
@@ -58,6 +59,7 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
             PaymentEvents(redis_url, database_url, facts_of),
             WebhookFanout(database_url, log_days=settings.webhook_log_days),
             pushes_of(settings, redis_url, database_url),
+            PromiseAlerts(database_url),
         ]
         ledger = Ledger(database_url, connections_max=LEDGER_CONNECTIONS, timeout_s=LEDGER_TIMEOUT_S)
         held.push_async_callback(ledger.close)

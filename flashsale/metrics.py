@@ -5,7 +5,7 @@ The hot path comes here once a batch, never once an order: writing one number co
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -164,6 +164,29 @@ class Backlog(Collector):
         yield GaugeMetricFamily("flashsale_backlog_entries", "Journal entries not yet trimmed.", value=self.entries)
         yield GaugeMetricFamily("flashsale_backlog_bytes", "Journal bytes not yet trimmed.", value=self.size_bytes)
         yield GaugeMetricFamily("flashsale_backlog_age_seconds", "Age of the oldest entry.", value=self.age_s)
+
+
+class Promises(Collector):
+    """The share of each lane's last promises that were kept, as the ledger has it at the moment of asking."""
+
+    def __init__(self, lanes: Iterable[tuple[str, str, float, bool]]) -> None:
+        """`lanes`: lane, country, share from 0 to 1, whether that is too small after the lane's rule."""
+        self.lanes = tuple(lanes)
+
+    def collect(self) -> Iterator[Metric]:
+        share = GaugeMetricFamily(
+            "flashsale_lane_on_time_ratio",
+            "Share of a lane's last 200 deliveries to a country that came by the day that the shopper was told.",
+            labels=("lane", "country"),
+        )
+        alert = GaugeMetricFamily(
+            "flashsale_lane_promise_alert", "1: a lane keeps too few of its promises.", labels=("lane", "country")
+        )
+        for lane, country, ratio, alerts in self.lanes:
+            share.add_metric((lane, country), ratio)
+            alert.add_metric((lane, country), float(alerts))
+        yield share
+        yield alert
 
 
 def exposition(*collectors: Collector) -> bytes:

@@ -6,10 +6,13 @@ from aiohttp import web
 from redis.exceptions import RedisError
 
 from flashsale import metrics
-from flashsale.front.answers import answer
+from flashsale.front.answers import answer, rfc3339
 from flashsale.front.context import FrontContext, context_of
+from flashsale.ledger import promises
 from flashsale.ledger.pool import LedgerAway
+from flashsale.ledger.promises import AlertRow
 from flashsale.reservation import commands, keys
+from flashsale.sale.shipping.lanes import Lane
 
 _AWAY = (RedisError, OSError, TimeoutError)
 
@@ -34,17 +37,35 @@ async def readyz(request: web.Request) -> web.Response:
 async def _ledger_warnings(context: FrontContext) -> list[str]:
     try:
         async with context.ledger.connection() as connection:
-            await connection.fetchval("SELECT 1")
+            alerts = await promises.alerts(connection)
     except LedgerAway as away:
         return [f"the ledger is away: {away}"]
-    return []
+    lanes = context.catalogues.current.world.lanes
+    return [_late(alert, lanes.by_number(alert.lane_number)) for alert in alerts]
+
+
+def _late(alert: AlertRow, lane: Lane | None) -> str:
+    name = lane.id if lane is not None else f"number {alert.lane_number}"
+    said = f"when it fell to {alert.share.on_time} of the last {alert.share.deliveries}"
+    return f"lane {name} to {alert.market} keeps too few of its promises since {rfc3339(alert.raised_ms)}, {said}"
 
 
 async def show_metrics(request: web.Request) -> web.Response:
     """Prometheus's text format, for all processes of this engine."""
-    backlog = await _backlog(context_of(request))
-    text = await asyncio.to_thread(metrics.exposition, backlog)
+    context = context_of(request)
+    backlog, promised = await _backlog(context), await _promises(context)
+    text = await asyncio.to_thread(metrics.exposition, backlog, promised)
     return web.Response(body=text, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+async def _promises(context: FrontContext) -> metrics.Promises:
+    """Nothing of them while the ledger is away."""
+    try:
+        async with context.ledger.connection() as connection:
+            found = await promises.overview(connection)
+    except LedgerAway:
+        found = []
+    return metrics.Promises((each.lane, each.market, each.share.ratio, each.alert) for each in found)
 
 
 async def _backlog(context: FrontContext) -> metrics.Backlog:

@@ -12,6 +12,7 @@ from flashsale.front import (
     openapi_life,
     openapi_orders,
     openapi_people,
+    openapi_promises,
     openapi_sales,
     openapi_webhooks,
 )
@@ -91,6 +92,7 @@ OPENAPI: Schema = {
         **openapi_life.PATHS,
         **openapi_sales.PATHS,
         **openapi_borders.PATHS,
+        **openapi_promises.PATHS,
         **openapi_people.PATHS,
         **openapi_webhooks.PATHS,
         **openapi_channels.PATHS,
@@ -103,6 +105,7 @@ OPENAPI: Schema = {
             **openapi_life.SCHEMAS,
             **openapi_sales.SCHEMAS,
             **openapi_borders.SCHEMAS,
+            **openapi_promises.SCHEMAS,
             **openapi_people.SCHEMAS,
             **openapi_webhooks.SCHEMAS,
             **openapi_channels.SCHEMAS,

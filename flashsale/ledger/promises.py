@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from flashsale.ledger import lane_books
 from flashsale.ledger.orders import OrderRow
 from flashsale.ledger.pool import Connection
-from flashsale.sale.shipping.promises import LAST, Share, day_there, kept
+from flashsale.sale.shipping.promises import LAST, AlertRule, Share, day_there, kept
 
 
 class LaneShare(NamedTuple):
@@ -99,3 +100,30 @@ async def clear_alert(connection: Connection, lane_number: int, market: str, now
         lane_number, market, now_ms,
     )  # fmt: skip
     return number is not None
+
+
+class LanePromise(NamedTuple):
+    """A lane to a country under the names that the newest catalogue gives it. `alert`: its share is too small after
+    the lane's rule; `alert_ms`: since when that is known, None: it is not in force (yet)."""
+
+    lane: str
+    lane_number: int
+    market: str
+    share: Share
+    rule: AlertRule | None
+    alert_ms: int | None
+
+    @property
+    def alert(self) -> bool:
+        return self.share.alerts(self.rule, self.market)
+
+
+async def overview(connection: Connection) -> list[LanePromise]:
+    """Every lane and country that a parcel came to its end on."""
+    book = await lane_books.newest(connection)
+    found = []
+    for number, market, share, alert_ms in await shares(connection):
+        lane = book.by_number(number)  # None: it was taken out of the data since
+        name, rule = (f"{number}", None) if lane is None else (lane.id, lane.alert)
+        found.append(LanePromise(name, number, market, share, rule, alert_ms))
+    return found
