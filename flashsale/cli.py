@@ -25,6 +25,7 @@ COMMANDS = {
     "recover": "flashsale.commands.recover",
     "payments": "flashsale.commands.payments",
     "webhooks": "flashsale.commands.webhooks",
+    "promises": "flashsale.commands.promises",
     "config": "flashsale.commands.config",
     "sandbox": "flashsale.commands.sandbox",
 }

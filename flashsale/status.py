@@ -18,9 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flashsale import merchandising
-from flashsale.ledger import partitions
+from flashsale.ledger import partitions, promises
 from flashsale.ledger.movements import MOVED
 from flashsale.ledger.pool import Ledger, LedgerAway
+from flashsale.ledger.promises import LanePromise
 from flashsale.merchandising import CommandRefused, SaleView
 from flashsale.recovery import last_entry
 from flashsale.reservation import commands, keys, server
@@ -54,6 +55,7 @@ class Reading:
     newest_ms: int = 0  # of the journal
     mark_ms: int | None = None  # of the ledger; None: away
     caught_up: bool = False
+    alerts: list[LanePromise] = field(default_factory=list)  # lanes that keep too few of their promises
     valkey_fault: str | None = None
     ledger_fault: str | None = None
 
@@ -103,6 +105,8 @@ async def _read(valkey: redis.asyncio.Redis, ledger: Ledger) -> Reading:
     try:
         async with ledger.connection() as connection:
             row = await partitions.get(connection, merchandising.PARTITION)
+            if await promises.alerts(connection):
+                reading.alerts = [each for each in await promises.overview(connection) if each.alert_ms is not None]
         if row is not None:
             reading.mark_ms = row.mark[0]
             reading.caught_up = row.mark_bytes >= reading.written
@@ -149,6 +153,8 @@ def _drawn(readings: deque[Reading], conservation: Text, url: str) -> Renderable
     facts.add_row("orders", f"{newest.orders:,} accepted, {max(rate, 0):,.0f} a second")
     facts.add_row("ledger", _lag(newest))
     facts.add_row("conservation", conservation)
+    for lane in newest.alerts:
+        facts.add_row("promises", Text(_late(lane), style="yellow"))
     if newest.valkey_fault:
         facts.add_row("valkey", Text(f"away: {newest.valkey_fault}", style="red"))
     sales = Table("sale", "phase", "orders", "supply", "available", "taken", box=None, header_style="dim")
@@ -161,6 +167,11 @@ def _drawn(readings: deque[Reading], conservation: Text, url: str) -> Renderable
             view.sale.id, view.phase, f"{orders:,}", f"{supply:,}", f"{available:,}", f"{supply - available:,}"
         )
     return Group(facts, sales)
+
+
+def _late(lane: LanePromise) -> str:
+    share = lane.share
+    return f"{lane.lane} to {lane.market}: {share.on_time} of the last {share.deliveries} on time, too few"
 
 
 def _lag(reading: Reading) -> RenderableType:
