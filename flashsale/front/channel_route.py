@@ -18,7 +18,7 @@ from flashsale.errors import Refused
 from flashsale.front.auth import bearer
 from flashsale.front.connection import Connection
 from flashsale.front.framing import ACCEPT, AUTHORIZATION, Head
-from flashsale.front.hotpath import CHANNEL_ORDERS
+from flashsale.front.hotpath import CHANNEL_ORDERS, WIDE_BUFFER_BYTES
 from flashsale.front.intake import Intake, answers_packed, media_type
 from flashsale.front.order_route import OrderRoute
 from flashsale.sale.channel_order import Faulty, orders_of
@@ -46,15 +46,19 @@ class Reply:
         self.answer: bytes | None = None
         self.client: object | None = None
         self._route, self._packed, self._left = route, packed, orders
-        self._results: list[bytes] = [b""] * orders
+        self._results: list[bytes | str] = [b""] * orders  # JSON is text, a MessagePack one bytes
 
     def answered(self, order: Order, answer: bytes | str) -> None:
         """An order's answer: the body of a 201 (JSON), or a whole answer, of which the head is left out."""
-        reference = cast(str, order.request.reference)  # type: ignore[attr-defined]
+        reference = order.key
         if isinstance(answer, str):
             # A reference holds no control characters and no surrogates: only these two need an escape.
-            name = reference.replace("\\", "\\\\").replace('"', '\\"')
-            self._put(order.place, f'{{"reference":"{name}","status":201,"order":{answer}}}'.encode())
+            if "\\" in reference or '"' in reference:
+                reference = reference.replace("\\", "\\\\").replace('"', '\\"')
+            self._results[order.place] = f'{{"reference":"{reference}","status":201,"order":{answer}}}'
+            self._left -= 1
+            if self._left == 0:
+                self._finish()
         else:
             head, _, body = answer.partition(b"\r\n\r\n")
             self.put(order.place, reference, int(head[9:12]), body, b"application/msgpack" in head)
@@ -64,7 +68,8 @@ class Reply:
         key = "order" if status == 201 else "problem"
         if not self._packed:
             body = orjson.dumps(msgpack.unpackb(body)) if body_packed else body
-            self._put(place, b'{"reference":%b,"status":%d,"%b":%b}' % (_string(reference), status, key.encode(), body))
+            name = _string(reference).decode()
+            self._put(place, f'{{"reference":{name},"status":{status},"{key}":{body.decode()}}}')
             return
         body = body if body_packed else msgpack.packb(orjson.loads(body))
         name_reference, name_status, name_order, name_problem, _ = _PROBLEM
@@ -74,7 +79,7 @@ class Reply:
             b"\x83" + name_reference + msgpack.packb(reference) + name_status + msgpack.packb(status) + named + body,
         )
 
-    def _put(self, place: int, result: bytes) -> None:
+    def _put(self, place: int, result: bytes | str) -> None:
         self._results[place] = result
         self._left -= 1
         if self._left == 0:
@@ -87,9 +92,15 @@ class Reply:
             return
         if self._packed:
             count = len(self._results)
-            body = b"\x81" + _PROBLEM[4] + b"\xdc" + count.to_bytes(2, "big") + b"".join(self._results)
+            body = (
+                b"\x81"
+                + _PROBLEM[4]
+                + b"\xdc"
+                + count.to_bytes(2, "big")
+                + b"".join(cast("list[bytes]", self._results))
+            )
         else:
-            body = b'{"results":[' + b",".join(self._results) + b"]}"
+            body = f'{{"results":[{",".join(cast("list[str]", self._results))}]}}'.encode()
         self.client = None
         client.answered(self, self._route.head(self._packed, len(body)) + body)
 
@@ -139,9 +150,11 @@ class ChannelRoute:
         accept = head.fields.get(ACCEPT)
         if accept is not None and accept != b"*/*":
             packed = answers_packed(accept, packed)
+        connection.widen(WIDE_BUFFER_BYTES)
         reply = Reply(self, len(asked), packed)
         self._replies += 1
         connection.place(reply)
+        orders = []
         for place, each in enumerate(asked):
             if isinstance(each, Faulty):
                 self._orders.count("invalid-order")
@@ -154,7 +167,9 @@ class ChannelRoute:
                 self._orders.count(refused.name)
                 reply.put(place, each.reference, refused.problem.status, refused.body())
             else:
-                self._orders.place(order, reply, place)
+                order.place = place
+                orders.append(order)
+        self._orders.place_all(orders, reply)
 
     def done(self) -> None:
         """A request has its answer."""

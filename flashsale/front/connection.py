@@ -9,6 +9,7 @@ kept, and reading pauses: that and the transport's buffer are all that a client 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -64,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_since",
         "_transport",
         "_unread_since",
+        "_wide",
     )
 
     def __init__(self, hot: HotPath) -> None:
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._began = 0.0  # when the unfinished message began; 0: none
         self._since = hot.now  # when this connection was last useful
         self._unread_since = 0.0
+        self._wide = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -228,6 +231,16 @@ class Connection(asyncio.Protocol):
         """Gives a request its place; its route calls `answered` when it knows the answer."""
         waiting.client = self
         self._queue.append(waiting)
+
+    def widen(self, buffer_bytes: int) -> None:
+        """Large kernel buffers, for a client that is known: an answer beyond the usual one would leave in pieces, each
+        waiting for an acknowledgement that the client's kernel delays by 40 ms."""
+        if self._wide or self._transport is None:
+            return
+        self._wide = True
+        client = self._transport.get_extra_info("socket")
+        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            client.setsockopt(socket.SOL_SOCKET, buffer, buffer_bytes)
 
     def refuse(self, refused: Refused) -> None:
         """Answers with a problem, in turn."""

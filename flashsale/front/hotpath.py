@@ -20,6 +20,7 @@ from flashsale.settings import Settings
 
 RECEIVE_BUFFER_BYTES = 32 * 1024  # what the kernel holds of one connection, and so the most that one read returns
 SEND_BUFFER_BYTES = 32 * 1024  # what the kernel keeps of answers that a client does not read: else it is megabytes
+WIDE_BUFFER_BYTES = 1024 * 1024  # of each, for a channel: its answers are hundreds of kilobytes, and it has a token
 
 CHANNEL_ORDERS = b"/v1/channels/{channel}/orders"
 

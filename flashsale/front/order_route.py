@@ -90,22 +90,34 @@ class OrderRoute:
         connection.place(order)
         self._submit(order)
 
-    def place(self, order: Order, reply: object, place: int) -> None:
-        """An order of many in one request: `reply.answered` gets its answer."""
-        order.client, order.place = reply, place
-        self._submit(order)
+    def place_all(self, orders: list[Order], reply: object) -> None:
+        """Orders of one request, each with its place in it: `reply.answered` gets their answers."""
+        arrived, price, priced = self._clock(), self._intake.price, []
+        for order in orders:
+            order.client, order.arrived = reply, arrived
+            try:
+                price(order)
+            except Refused as refused:
+                self._unpriced(order, refused)
+            else:
+                priced.append(order)
+        self.batcher.submit_all(priced)
 
     def _submit(self, order: Order) -> None:
         order.arrived = self._clock()
         try:
             self._intake.price(order)
-        except Unknown:
-            self.batcher.when_current(partial(self._price_again, order))
         except Refused as refused:
-            self.count(refused.name)
-            self._deliver(order, self._answers.problem(refused))
+            self._unpriced(order, refused)
         else:
             self.batcher.submit(order)
+
+    def _unpriced(self, order: Order, refused: Refused) -> None:
+        if isinstance(refused, Unknown):
+            self.batcher.when_current(partial(self._price_again, order))
+        else:
+            self.count(refused.name)
+            self._deliver(order, self._answers.problem(refused))
 
     def _price_again(self, order: Order, current: bool) -> None:
         """The catalogue at hand did not know the order's sale, SKU or market; now it is the one in force, unless that

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -83,7 +83,7 @@ class Limits:
 _Question = tuple[float, Callable[[bool], None]]
 """Since when (the loop's clock) somebody waits for the catalogue in force, and what to call then."""
 
-_arrived = attrgetter("arrived")
+_arrived, _sale_id = attrgetter("arrived"), attrgetter("sale.id")
 
 
 class _Lane:
@@ -172,10 +172,29 @@ class Batcher:
             self._front.refused([order], "overloaded", "Too many orders are waiting.")
             return
         self._pending += 1
-        lane = self._lanes.get(order.sale.id)
-        if lane is None:
-            lane = self._lanes[order.sale.id] = _Lane(self._partition, order.sale.id)
+        lane = self._lane(order.sale.id)
         lane.waiting.append(order)
+        self._schedule(lane)
+
+    def submit_all(self, orders: list[Order]) -> None:
+        """The same for many at once."""
+        room = max(0, self._limits.queue_max - self._pending)
+        if len(orders) > room:
+            self._front.refused(orders[room:], "overloaded", "Too many orders are waiting.")
+            orders = orders[:room]
+        self._pending += len(orders)
+        for sale_id, alike in groupby(orders, _sale_id):
+            lane = self._lane(sale_id)
+            lane.waiting.extend(alike)
+            self._schedule(lane)
+
+    def _lane(self, sale_id: str) -> _Lane:
+        lane = self._lanes.get(sale_id)
+        if lane is None:
+            lane = self._lanes[sale_id] = _Lane(self._partition, sale_id)
+        return lane
+
+    def _schedule(self, lane: _Lane) -> None:
         if not lane.scheduled:
             lane.scheduled = True
             if self._limits.linger_s:
