@@ -11,8 +11,10 @@ from typing import Protocol
 
 from flashsale.ledger import refunds
 from flashsale.ledger.pool import Ledger
+from flashsale.partners.carriers.http import open_account as open_carriers
 from flashsale.partners.payments.account import open_account
 from flashsale.partners.payments.stripe import facts_of
+from flashsale.pipeline.carrier_calls import CarrierCalls
 from flashsale.pipeline.channel_pushes import pushes_of
 from flashsale.pipeline.expiry import Expiry
 from flashsale.pipeline.guarantees import Guarantees
@@ -74,6 +76,18 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
             )
             refund_jobs = Jobs(database_url, {refunds.JOB: RefundJobs(ledger, provider).handle})
             parts += [calls, refund_jobs]
+        carriers = open_carriers(settings)
+        if carriers is not None:
+            held.push_async_callback(carriers.aclose)
+            parts.append(
+                CarrierCalls(
+                    database_url,
+                    carriers,
+                    silent_s=settings.carriers_silent_s,
+                    concurrency=settings.carriers_concurrency,
+                    timeout_s=settings.carriers_timeout_s,
+                )
+            )
         # A queue of their own: an endpoint that hangs keeps no refund waiting.
         parts.append(jobs_of(database_url, sender_of(settings, ledger)))
         async with asyncio.TaskGroup() as tasks:

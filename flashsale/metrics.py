@@ -67,6 +67,16 @@ OUTBOX_ORDERS = Counter(
     "flashsale_outbox_orders", "Orders that Valkey was told of, by what it answered (beyond, malformed: a fault).",
     ["outcome"],
 )  # fmt: skip
+CARRIER_CALLS = Counter(
+    "flashsale_carrier_calls",
+    "Calls to carriers by what was asked (book, cancel, look) and outcome: answered, away (asked again), refused.",
+    ["call", "outcome"],
+)
+CARRIER_EVENTS = Counter(
+    "flashsale_carrier_events",
+    "Tracking events that carriers sent, by outcome: applied, duplicate, or the problem's name.",
+    ["outcome"],
+)
 OUTBOX_GIVEN_UP = Counter("flashsale_outbox_given_up", "Outbox rows that Valkey had nothing to do for.")
 PAYMENT_EVENTS = Counter(
     "flashsale_payment_events",

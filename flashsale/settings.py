@@ -7,6 +7,7 @@ its description. Relies on pydantic-settings; imports nothing of ours, so that e
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -19,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 ENV_PREFIX = "FLASHSALE_"
 KIB = 1024
 MIB = 1024 * KIB
+CARRIERS_KEY_MIN = 16  # bytes
 
 # The unit of a setting whose name carries none.
 _UNITS = {
@@ -45,6 +47,9 @@ _UNITS = {
     "payments_api_key": "key",
     "identities_url": "URL",
     "identities_api_key": "key",
+    "carriers_url": "URL",
+    "carriers_secret": "secret",
+    "carriers_concurrency": "calls",
     "payments_webhook_secret": "secret",
     "payments_concurrency": "calls",
     "webhook_allow": "networks",
@@ -143,6 +148,17 @@ class Settings(BaseSettings):
     )
     identities_api_key: SecretStr | None = Field(None, description="key of the identity provider's account")
     identities_timeout_s: float = Field(5, gt=0, le=60, description="the longest that one identity check may take")
+    carriers_url: str | None = Field(
+        None, description="the carriers' API (flashsale sandbox carriers, say); unset: parcels are booked by hand"
+    )
+    carriers_secret: SecretStr | None = Field(
+        None, description="whsec_ and base64: signs what the engine and the carriers tell each other"
+    )
+    carriers_timeout_s: float = Field(10, gt=0, le=60, description="the longest that one call to a carrier may take")
+    carriers_concurrency: int = Field(16, ge=1, le=200, description="calls to carriers under way at once")
+    carriers_silent_s: float = Field(
+        21_600, gt=0, description="a parcel that nothing was heard of for this long is asked about"
+    )
     provider_grace_s: float = Field(
         60, ge=0, description="how long after its deadline an order with an open intent waits for an absent provider"
     )
@@ -188,6 +204,8 @@ class Settings(BaseSettings):
         "payments_api_key",
         "identities_url",
         "identities_api_key",
+        "carriers_url",
+        "carriers_secret",
         "payments_webhook_secret",
         mode="before",
     )
@@ -208,6 +226,20 @@ class Settings(BaseSettings):
     def _not_blank(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().strip():
             raise ValueError("blanks are no secret: anybody could sign with them")
+        return value
+
+    @field_validator("carriers_secret")
+    @classmethod
+    def _standard_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return value
+        name, given = "whsec_", value.get_secret_value()
+        try:
+            key = b64decode(given.removeprefix(name), validate=True) if given.startswith(name) else b""
+        except ValueError:
+            key = b""
+        if len(key) < CARRIERS_KEY_MIN:
+            raise ValueError(f"whsec_ and the base64 of at least {CARRIERS_KEY_MIN} bytes, as Standard Webhooks has it")
         return value
 
     @field_validator("data_dir")

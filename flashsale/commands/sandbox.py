@@ -145,3 +145,57 @@ def identities(
     except OSError as fault:
         typer.echo(f"port {port} can't be used: {fault.strerror}", err=True)
         raise typer.Exit(1) from None
+
+
+@app.command(
+    epilog="Example: flashsale sandbox carriers --port 12114 --auto 5 --events-url http://127.0.0.1:8080/v1/carriers"
+)
+def carriers(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0: a free one.")] = 0,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Where its parcels lie; unset: `carriers` in the engine's.")
+    ] = None,
+    events_url: Annotated[
+        str | None,
+        typer.Option("--events-url", help="Where its events go, as /CARRIER/events below it; unset: they are asked."),
+    ] = None,
+    auto: Annotated[
+        float,
+        typer.Option("--auto", min=0, max=86_400, help="Seconds after which a parcel moves a step; 0: on command."),
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print {pid, address} when it serves.")] = False,
+) -> None:
+    """Carriers that book parcels, carry them, tell of them, and fail on request, until SIGTERM.
+
+    Their address is FLASHSALE_CARRIERS_URL for the engine; both sign with FLASHSALE_CARRIERS_SECRET, `whsec_` and
+    base64. GET {address}/sandbox/parcels lists what was booked; POST {address}/sandbox/parcels/WAYBILL/advance,
+    deliver, fail, return or cancel moves a parcel, /sandbox/clock all of them, and /sandbox/faults makes the carriers
+    be away, not answer what they did, and repeat, reorder and lose their events.
+    """
+    import sqlite3
+
+    import uvloop
+
+    from flashsale import logs, settings
+    from flashsale.partners.carriers.sandbox import server
+
+    chosen = settings.load()
+    logs.set_up(chosen.log_level, part="carriers-sandbox")
+    if chosen.carriers_secret is None:
+        raise typer.BadParameter("set FLASHSALE_CARRIERS_SECRET: `whsec_` and base64, the same as the engine's")
+    if events_url is not None and not events_url.startswith(("http://", "https://")):
+        raise typer.BadParameter("an http or https URL", param_hint="--events-url")
+    directory = (data_dir or chosen.data_dir / "carriers").absolute()
+    secret = chosen.carriers_secret.get_secret_value()
+
+    def tell(address: str) -> None:
+        told = {"pid": os.getpid(), "address": address}
+        print(json.dumps(told) if as_json else f"carriers sandbox {address}", flush=True)
+
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = directory / "parcels.sqlite"
+        uvloop.run(server.run(port, secret, path, tell, events_url=events_url, step_s=auto))
+    except (OSError, sqlite3.Error) as fault:
+        typer.echo(f"the sandbox can't run on port {port} in {directory}: {fault}", err=True)
+        raise typer.Exit(1) from None

@@ -17,6 +17,7 @@ from flashsale.errors import Refused
 from flashsale.front import (
     aftersales,
     borders,
+    carriers,
     channel_endpoints,
     channel_orders,
     docs,
@@ -56,6 +57,7 @@ ROUTES: tuple[tuple[str, str, Page], ...] = (
     ("GET", "/v1/orders/{id}/events", orders.order_events),
     ("GET", "/v1/orders/{id}/payment", payment.payment),
     ("POST", "/v1/orders/{id}/payment", payment.pay),
+    ("GET", "/v1/orders/{id}/tracking", carriers.order_tracking),
     ("POST", "/v1/orders/{id}/extension", aftersales.extend),
     ("POST", "/v1/orders/{id}/cancellation", aftersales.cancel),
     ("POST", "/v1/orders/{id}/shipment", aftersales.ship),
@@ -95,6 +97,7 @@ ROUTES: tuple[tuple[str, str, Page], ...] = (
     ("GET", "/v1/channels/{channel}/endpoint", channel_endpoints.endpoint),
     ("PUT", "/v1/channels/{channel}/endpoint", channel_endpoints.set_endpoint),
     ("DELETE", "/v1/channels/{channel}/endpoint", channel_endpoints.remove_endpoint),
+    ("POST", "/v1/carriers/{carrier}/events", carriers.take_event),
     ("GET", "/livez", health.livez),
     ("GET", "/readyz", health.readyz),
     ("GET", "/metrics", health.show_metrics),

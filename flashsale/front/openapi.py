@@ -8,6 +8,7 @@ from aiohttp import web
 
 from flashsale.front import (
     openapi_borders,
+    openapi_carriers,
     openapi_channels,
     openapi_life,
     openapi_orders,
@@ -96,6 +97,7 @@ OPENAPI: Schema = {
         **openapi_people.PATHS,
         **openapi_webhooks.PATHS,
         **openapi_channels.PATHS,
+        **openapi_carriers.PATHS,
         **_HOUSE_PATHS,
     },
     "webhooks": {**openapi_webhooks.WEBHOOKS, **openapi_channels.WEBHOOKS},
@@ -109,6 +111,7 @@ OPENAPI: Schema = {
             **openapi_people.SCHEMAS,
             **openapi_webhooks.SCHEMAS,
             **openapi_channels.SCHEMAS,
+            **openapi_carriers.SCHEMAS,
             **_HOUSE_SCHEMAS,
         },
         "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},

@@ -1,0 +1,1 @@
+"""Carriers: parcels are booked with them, and they tell where those are."""
