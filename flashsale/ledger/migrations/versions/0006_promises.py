@@ -1,7 +1,10 @@
 """What became of promises: one row for every parcel that was delivered, or could not be; and alerts about lanes."""
 
+import asyncpg
 from alembic import op
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
+
+from flashsale.sale.market import MARKETS
 
 revision = "0006"
 down_revision = "0005"
@@ -34,11 +37,30 @@ CREATE TABLE promise_alert (
 CREATE UNIQUE INDEX promise_alert_in_force ON promise_alert (lane_number, market) WHERE cleared_ms IS NULL;
 """
 
+# Parcels that came to their end before there was a promise ledger.
+EARLIER = """
+INSERT INTO promise (order_id, lane_number, market, promised_by, restated_by, delivered, ended_ms, ended_on, on_time)
+SELECT o.id, o.lane_number, o.market, o.promised_by, o.restated_by, o.status = 'delivered', h.at_ms, there.ended_on,
+       o.status = 'delivered' AND there.ended_on <= coalesce(o.restated_by, o.promised_by)
+  FROM orders AS o
+  JOIN history AS h ON h.order_id = o.id AND h.event IN ('order.delivered', 'order.undeliverable')
+  LEFT JOIN unnest($1::text[], $2::text[]) AS z (market, zone) ON z.market = o.market
+ CROSS JOIN LATERAL (
+    SELECT ((timestamptz 'epoch' + h.at_ms * interval '1 millisecond') AT TIME ZONE coalesce(z.zone, 'UTC'))::date
+        AS ended_on) AS there
+ WHERE o.status IN ('delivered', 'undeliverable') AND o.lane_number IS NOT NULL AND o.promised_by IS NOT NULL
+"""
+
+
+async def _keep(driver: "asyncpg.Connection[asyncpg.Record]") -> None:
+    await driver.execute(SCHEMA)
+    await driver.execute(EARLIER, list(MARKETS), [market.zone for market in MARKETS.values()])
+
 
 def upgrade() -> None:
     connection = op.get_bind().connection.dbapi_connection
     assert isinstance(connection, AsyncAdapt_asyncpg_connection)  # noqa: S101
-    connection.run_async(lambda driver: driver.execute(SCHEMA))
+    connection.run_async(_keep)
 
 
 def downgrade() -> None:
