@@ -188,6 +188,11 @@ SCHEMAS: dict[str, Schema] = {
             "href": {**TEXT, "description": "Where."},
             "until": {**TIME, "description": "Until when."},
             "until_text": {**TEXT, "description": "`until` as the locale of Accept-Language writes it."},
+            "by": {
+                **DATE,
+                "description": "By which day a parcel that is waited for comes: as the shopper was told last.",
+            },
+            "by_text": {**TEXT, "description": "`by` as the locale of Accept-Language writes it."},
         },
     ),
     "HistoryEntry": obj(

@@ -20,6 +20,7 @@ from flashsale.sale.payment_methods import offered
 FIRST_EVENT = "order.reserved"
 """The first entry of every history: the order's own row."""
 
+_COMING = frozenset({Status.PAID, Status.SHIPPED})
 _PARCEL_MOVED = frozenset({"order.shipped", "order.delivered", "order.undeliverable"})
 _OPEN_RETURNS = ("accepted", "requested")  # the one that asks something of the shopper first
 _UNITS = ("cancelled", "shipped", "returned", "refunded")
@@ -207,6 +208,7 @@ def _next(found: Dossier, sale: Sale, now_ms: int) -> dict[str, Any]:
             refund=_unsettled(found.refunds),
             sent_back=_open_return(found.returns),
             returnable=until_ms is not None and now_ms <= until_ms and _can_be_returned(order),
+            restated=order.restated_by is not None,
         )
     )
     body: dict[str, Any] = {"do": step.do.value, "why": step.why}
@@ -216,6 +218,9 @@ def _next(found: Dossier, sale: Sale, now_ms: int) -> dict[str, Any]:
         body |= {"until": rfc3339(until_ms), "href": f"/v1/orders/{order.id}/returns"}
     elif step.do is Do.WAIT:
         body["href"] = f"/v1/orders/{order.id}/events"
+        by = order.restated_by or order.promised_by
+        if by is not None and Status(order.status) in _COMING:
+            body["by"] = by.isoformat()
     elif step.do is Do.ORDER_AGAIN:
         body["href"] = f"/v1/sales/{sale.id}/offers?market={order.market}"
     return body

@@ -4,7 +4,7 @@ The engine's own texts are in LANGUAGES; amounts, numbers and times are written 
 Programs that send no Accept-Language get what they always got.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +12,7 @@ from aiohttp import web
 from flashsale.front.answers import answer, bad_parameter, in_language, parameter
 from flashsale.languages import LANGUAGES, say
 from flashsale.sale.locales import accepted, asked, known, parse
-from flashsale.sale.writing import money_text, time_text
+from flashsale.sale.writing import day_text, money_text, time_text
 
 
 def language(request: web.Request) -> str:
@@ -38,7 +38,7 @@ def writing(wanted: tuple[str, ...]) -> str | None:
 
 def order_answer(request: web.Request, body: dict[str, Any]) -> web.Response:
     """An order's document (`whole`): its next step in the reader's language, and where one is asked for, the total and
-    the time of the next step as it writes them."""
+    the time and day of the next step as it writes them."""
     name, locale = language(request), writing(accepted(_header(request)))
     step = {**body["next"], "why": say(body["next"]["why"], name)}
     shown = {**body, "next": step}
@@ -47,6 +47,8 @@ def order_answer(request: web.Request, body: dict[str, Any]) -> web.Response:
         if "until" in step:
             until_ms = int(datetime.fromisoformat(step["until"]).timestamp() * 1000)
             step["until_text"] = time_text(until_ms, locale)
+        if "by" in step:
+            step["by_text"] = day_text(date.fromisoformat(step["by"]), locale)
     return in_language(answer(request, shown), name)
 
 

@@ -26,7 +26,7 @@ class Situation(NamedTuple):
     """What decides. `overdue`: the hold's deadline has passed. `processing`: the bank or wallet has the payment.
     `deciding`: money came late, and the units are being asked for again. `refund`: a refund that has not succeeded, a
     failed one before a pending one. `sent_back`: the status of a return that is under way. `returnable`: units may
-    still go back."""
+    still go back. `restated`: it was paid behind the day's cut-off, and comes later than was promised first."""
 
     status: Status
     payment: Payment = Payment.NONE
@@ -37,6 +37,7 @@ class Situation(NamedTuple):
     refund: RefundState | None = None
     sent_back: str | None = None
     returnable: bool = False
+    restated: bool = False
 
 
 class Step(NamedTuple):
@@ -92,6 +93,12 @@ def _over(now: Situation) -> Step:
 def _under_way(now: Situation) -> Step:
     if now.payment is Payment.FAILED:
         return Step(Do.CONTACT, "The payment fell through after the order was accepted: the shop decides what follows.")
+    if now.status is Status.PAID and now.restated:
+        return Step(
+            Do.WAIT,
+            "The order is paid and will be shipped. It was paid after the day's cut-off, so it comes later than was"
+            " promised first.",
+        )
     if now.status is Status.PAID:
         return Step(Do.WAIT, "The order is paid and will be shipped.")
     return Step(Do.WAIT, "The parcel is on its way.")

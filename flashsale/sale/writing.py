@@ -6,12 +6,12 @@ CLDR's: CLDR drops what cash no longer knows (IQD, LAK, MMK have none there), an
 
 import copy
 import unicodedata
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import lru_cache
 
 from babel.core import Locale
-from babel.dates import format_datetime
+from babel.dates import format_date, format_datetime
 from babel.numbers import NumberPattern, format_decimal, get_currency_symbol
 
 from flashsale.sale.locales import LAST_RESORT, known
@@ -40,6 +40,11 @@ def time_text(at_ms: int, locale: str) -> str:
     """Milliseconds since the epoch as the locale writes an instant, in UTC and saying so: a market may have many zones,
     and the reader's is not known."""
     return format_datetime(datetime.fromtimestamp(at_ms // 1000, UTC), "long", locale=_known(locale))
+
+
+def day_text(day: date, locale: str) -> str:
+    """A day as the locale writes it: (12 November 2026, "vi") -> "12 tháng 11, 2026"."""
+    return format_date(day, "long", locale=_known(locale))
 
 
 def _known(locale: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from flashsale.embedded import ValkeyServer
-from flashsale.front.order_document import shown
-from flashsale.ledger import orders
+from flashsale.front.order_document import whole
+from flashsale.ledger import dossier
 from flashsale.sale.payment import IntentState
 from flashsale.sale.shipping.calendars import day_of
 from flashsale.sale.world import packaged
@@ -63,10 +63,16 @@ async def test_the_supermarket_s_next_day_is_made_again_from_the_cut_off_on(shop
     await shop.drain()
     assert await shop.faults() == []
     sale, _ = await shop.sale()
-    documents = [shown(found, sale) for order in (early, late) if (found := await orders.find(shop.ledger, order))]
+    documents = [whole(found, sale) for order in (early, late) if (found := await dossier.read(shop.ledger, order))]
     assert [(each["promised_by"], each.get("restated_by")) for each in documents] == [
         (first.isoformat(), None),
         (first.isoformat(), second.isoformat()),
+    ]
+    assert [each["next"]["by"] for each in documents] == [first.isoformat(), second.isoformat()]
+    assert ["after the day's cut-off" in each["next"]["why"] for each in documents] == [False, True]
+    assert [entry.get("detail", {}).get("restated_by") for entry in documents[1]["history"]] == [
+        None,
+        second.isoformat(),
     ]
 
 

@@ -12,7 +12,16 @@ YES_NO = (False, True)
 EVERY = [
     Situation(*state)
     for state in product(
-        Status, Payment, YES_NO, YES_NO, YES_NO, YES_NO, (None, *RefundState), (None, "requested", "accepted"), YES_NO
+        Status,
+        Payment,
+        YES_NO,
+        YES_NO,
+        YES_NO,
+        YES_NO,
+        (None, *RefundState),
+        (None, "requested", "accepted"),
+        YES_NO,
+        YES_NO,
     )
 ]
 OVER = (Status.EXPIRED, Status.CANCELLED)
@@ -75,6 +84,7 @@ def test_only_what_arrived_is_sent_back() -> None:
         (Situation(Status.CANCELLED, Payment.CAPTURED, refund=RefundState.PENDING), Do.WAIT),
         (Situation(Status.CANCELLED, Payment.REFUNDED), Do.NOTHING),
         (Situation(Status.PAID, Payment.AUTHORISED), Do.WAIT),
+        (Situation(Status.PAID, Payment.AUTHORISED, restated=True), Do.WAIT),
         (Situation(Status.SHIPPED, Payment.CAPTURED), Do.WAIT),
         (Situation(Status.DELIVERED, Payment.CAPTURED, returnable=True), Do.RETURN),
         (Situation(Status.DELIVERED, Payment.CAPTURED, sent_back="accepted"), Do.SEND_BACK),
