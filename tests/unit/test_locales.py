@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from datetime import date
 
 import pytest
 from babel.core import get_global
@@ -14,7 +15,7 @@ from flashsale.languages import LANGUAGES
 from flashsale.sale.locales import accepted, asked, chain, choose, known, nearest, parse
 from flashsale.sale.market import MARKETS
 from flashsale.sale.money import AMOUNT_MAX_MINOR, EXPONENTS
-from flashsale.sale.writing import money_text, number_text, time_text
+from flashsale.sale.writing import day_text, money_text, number_text, time_text
 from tests import corpora
 
 EVERY_LOCALE = sorted({market.locale for market in MARKETS.values()} | set(LANGUAGES))
@@ -224,3 +225,16 @@ def test_numbers_and_times_as_the_locale_writes_them() -> None:
         assert "2026" in text or "2026" in digits(text), (locale, text)
         assert "UTC" in text or "TU" in text, (locale, text)
     assert time_text(at_ms, "vi") == "16:15:00 UTC 9 tháng 11, 2026"
+
+
+def test_days_as_the_locale_writes_them() -> None:
+    day = date(2026, 11, 12)
+    for locale in EVERY_LOCALE:
+        written = digits(day_text(day, locale))
+        assert "2026" in written and "12" in written, (locale, written)
+    assert [day_text(day, locale) for locale in ("en", "zh-HK", "fil", "x")] == [
+        "November 12, 2026",
+        "2026年11月12日",
+        "Nobyembre 12, 2026",
+        "November 12, 2026",
+    ]
