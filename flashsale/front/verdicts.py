@@ -177,8 +177,7 @@ def _wait_s(wait_ms: int) -> int:
 
 
 def _accepted(order: Order, until: str) -> str:
-    terms = order.terms
-    return f'{{"id":"{order.id}{terms.json_paid if order.collected else terms.json}{until}"}}'
+    return f'{{"id":"{order.id}{order.terms.json[order.collected]}{until}"}}'
 
 
 def _document(order: Order, status: str, until: str) -> Any:

@@ -67,8 +67,8 @@ _encode = msgspec.json.Encoder().encode
 
 BACKSLASH = "\\"
 
-KEPT_MAX = 20_000
-"""Terms of orders of one line that are kept, by market, SKU, quantity, lane and channel: about two kilobytes each."""
+KEPT_MAX = 10_000
+"""Lines of the terms that are kept, by market, lane, channel and lines: about two kilobytes each."""
 
 
 class UnknownMarket(Exception):
@@ -208,7 +208,8 @@ class PricedSale:
         self.identity = SaleIdentity(partition, sale.number, sale.key)
         self.hold_ms = sale.hold_ms
         self._number = f"\t{sale.number}\t"
-        self._kept: dict[tuple[str, str, int, str | None, str | None], Terms] = {}
+        self._kept: dict[tuple[object, ...], Terms] = {}
+        self._kept_lines = 0
         self._parcels: dict[tuple[int, int, int], Beyond] = {}  # one of each, so that they are told apart by identity
         self.world = world
         self.markets: dict[str, PricedMarket] = {}
@@ -268,18 +269,20 @@ class PricedSale:
         IdentityMissing."""
         request = order.request
         lines = request.lines
+        alike: tuple[object, ...]
         if len(lines) == 1:  # nine orders of ten
             line = lines[0]
-            alike = (request.market, line.sku, line.quantity, request.lane, request.channel)
-            kept = self._kept.get(alike)
-            if kept is None:
-                kept = self._terms(request)
-                if len(self._kept) >= KEPT_MAX:
-                    self._kept.clear()
-                self._kept[alike] = kept
-            terms = kept
+            alike = (request.market, request.lane, request.channel, line.sku, line.quantity)
         else:
+            alike = (request.market, request.lane, request.channel, *[(line.sku, line.quantity) for line in lines])
+        terms = self._kept.get(alike)
+        if terms is None:
             terms = self._terms(request)
+            self._kept_lines += len(lines)
+            if self._kept_lines > KEPT_MAX:
+                self._kept.clear()
+                self._kept_lines = len(lines)
+            self._kept[alike] = terms
         order.sale, order.terms, order.marks = self, terms, terms.marks
         order.skus, order.quantities, order.quotas, _, limited, _, _, _ = terms.lines
         shopper_hash = order.shopper_hash
@@ -296,10 +299,9 @@ class PricedSale:
         if request.ship_to is None:
             order.head = terms.head
             if usual:
-                whole = terms.whole_collected if order.collected else terms.whole
+                whole = terms.whole[order.collected]
                 order.record = f"{order.id}{self._number}{shopper}\t{key}{whole}".encode()
                 return
-            address = NULL
             columns = terms.columns(NULL, order.head[1:9])
         else:
             address = _ship_to(request)

@@ -66,11 +66,13 @@ class Lines(NamedTuple):
 
 class Terms:
     """`record` is the journal record's text between the Idempotency-Key and the address, `asked` what follows the
-    address and is asked for, `priced` what follows that, up to `hold_ms`, around the fingerprint. `json` and
-    `json_paid` are the answer's text behind the order's id, up to `reserved_until`.
+    address and is asked for, `priced` what follows that, up to `hold_ms`, around the fingerprint. `json` is the
+    answer's text behind the order's id, up to `reserved_until`.
 
-    `usual`: nothing counts but units, quota and parcel. Then `beyond` holds for every shopper's order, and `whole` and
-    `whole_collected` are the record's text behind the key to its end, where no address is given.
+    `usual`: nothing counts but units, quota and parcel. Then `beyond` holds for every shopper's order, and `whole` is
+    the record's text behind the key to its end, where no address is given.
+
+    `json` and `whole` are pairs: of an order that is to be paid, and of one that its channel collected.
     """
 
     __slots__ = (
@@ -81,7 +83,6 @@ class Terms:
         "currency",
         "head",
         "json",
-        "json_paid",
         "lines",
         "marks",
         "place",
@@ -93,7 +94,6 @@ class Terms:
         "usual",
         "version_bytes",
         "whole",
-        "whole_collected",
     )
 
     def __init__(
@@ -142,13 +142,12 @@ class Terms:
         mark = self.mark(NULL)
         self.head = self.head_of(mark)
         columns = self.columns(NULL, mark)
-        self.whole, self.whole_collected = f"{columns}\t\\N\tf{self.rest}", f"{columns}\t\\N\tt{self.rest}"
+        self.whole = f"{columns}\t\\N\tf{self.rest}", f"{columns}\t\\N\tt{self.rest}"
         said = (
             f'"market":"{market}","channel":"{channel}","lines":[{lines.json}],'
             f'"total":{{"amount":{self.total},"currency":"{currency}"}}{crossing},"reserved_until":"'
         )
-        self.json = f'","sale":"{sale}","status":"reserved",{said}'
-        self.json_paid = f'","sale":"{sale}","status":"paid",{said}'
+        self.json = f'","sale":"{sale}","status":"reserved",{said}', f'","sale":"{sale}","status":"paid",{said}'
 
     def mark(self, address: str) -> bytes:
         """The fingerprint of an order under these terms to that address (COPY text)."""
