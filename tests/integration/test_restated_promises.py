@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import date, timedelta
 from typing import Any
 
+import asyncpg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from flashsale.embedded import ValkeyServer
 from flashsale.front.order_document import whole
 from flashsale.ledger import dossier
+from flashsale.ledger.life.restating import Promised, restated
+from flashsale.sale.catalogue import Catalogue
 from flashsale.sale.payment import IntentState
-from flashsale.sale.shipping.calendars import day_of
+from flashsale.sale.shipping.calendars import day_number, day_of
 from flashsale.sale.world import packaged
 from tests.integration.parcels import KETTLE, NOODLES, Parcels, cutoff_ms, lane_of
 
@@ -177,3 +184,66 @@ async def test_a_lane_that_the_catalogue_does_not_know_restates_nothing(shop: Pa
     await shop.paid_at(cutoff_ms(SUPERMARKET, row["dispatch_day"] + 9), order)
     found = await shop.row(order)
     assert (found["status"], found["restated_by"]) == ("paid", None)
+
+
+# --- many at once, against plain Python ---
+
+LANES = packaged().lanes
+SOONER = replace(LANES, lanes=tuple(replace(lane, cutoff_s=3600) for lane in LANES.lanes))  # all at one in the morning
+BOOKS = {1: LANES, 2: SOONER}
+TODAY = day_number(date(2026, 11, 11))
+routes = st.sampled_from([(lane.number, country) for lane in LANES.lanes for country in lane.routes])
+orders_paid = st.lists(
+    st.tuples(st.sampled_from([1, 2, 3]), routes, st.integers(TODAY - 12, TODAY + 3), st.booleans()), max_size=40
+)
+
+
+def expected(version: int, number: int, country: str, dispatch_day: int, at_ms: int) -> date | None:
+    """By the clock on the wall: is the day's cut-off over, on what day will the next van leave."""
+    book = BOOKS.get(version)
+    if book is None:
+        return None
+    lane = next(lane for lane in book.lanes if lane.number == number)
+    if at_ms < cutoff_ms(lane, dispatch_day):
+        return None
+    calendar = next(each for each in book.calendars if each.id == lane.calendar)
+    day = dispatch_day
+    while not (calendar.works(day) and at_ms < cutoff_ms(lane, day)):
+        day += 1
+    return day_of(day + lane.routes[country].days)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(paid=orders_paid, hour=st.integers(-30, 30), edge=st.sampled_from([-1, 0, 1]))
+def test_each_order_of_a_batch_is_restated_by_its_own_catalogue_s_lanes(
+    ledger: str, paid: list[tuple[int, tuple[int, str], int, bool]], hour: int, edge: int
+) -> None:
+    at_ms = TODAY * 86_400_000 + hour * 3_600_000 + edge
+    batch = [
+        Promised(f"o{place}", country, version, number, day, date(2026, 1, 1) if promised else None)
+        for place, (version, (number, country), day, promised) in enumerate(paid)
+    ]
+    wanted = {
+        order.order_id: by
+        for order in batch
+        if order.promised_by is not None
+        and order.lane_number is not None
+        and order.dispatch_day is not None
+        and (by := expected(order.catalogue_version, order.lane_number, order.market, order.dispatch_day, at_ms))
+    }
+
+    async def found() -> dict[str, date]:
+        connection = await asyncpg.connect(ledger)
+        try:
+            for version, book in BOOKS.items():
+                document = Catalogue(version, (), replace(packaged(), lanes=book)).encode()
+                await connection.execute(
+                    "INSERT INTO catalogue (version, document) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                    version,
+                    document,
+                )
+            return await restated(connection, batch, at_ms)
+        finally:
+            await connection.close()
+
+    assert asyncio.run(found()) == wanted
