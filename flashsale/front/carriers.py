@@ -32,6 +32,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 _CODES = frozenset(Code)
 _COUNTRY = re.compile("[A-Z]{2}")
+_TAG = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 log = structlog.get_logger(__name__)
 
@@ -76,8 +77,9 @@ async def take_event(request: web.Request) -> web.Response:
         new = await _take(request)
     except Refused as refused:
         metrics.CARRIER_EVENTS.labels(refused.name).inc()
-        if refused.name in ("webhook-signature", "not-found", "invalid-request"):
-            log.warning("a carrier's event is refused", why=refused.detail or refused.name)
+        if refused.name in ("not-found", "invalid-request"):  # a carrier's own; what strangers send is counted alone
+            why = refused.detail or refused.members.get("fields")
+            log.warning("a carrier's event is refused", carrier=request.match_info["carrier"], why=why)
         raise
     metrics.CARRIER_EVENTS.labels("applied" if new else "duplicate").inc()
     return answer(request, {"received": True})
@@ -96,12 +98,14 @@ async def _take(request: web.Request) -> bool:
         signing.verify(request.headers, body)
     except ValueError as fault:
         raise Refused("webhook-signature", f"It is refused because {fault}.") from None
-    told = await read_body(request, EVENT)
+    told, carrier = await read_body(request, EVENT), request.match_info["carrier"]
+    if _TAG.fullmatch(carrier) is None:
+        raise Refused("not-found", "There is no such carrier.")
     event = tracking.Told(told.id, Code(told.code), _time_ms(told.at) or 0, told.detail, told.country)
     async with transaction(context) as connection:
         new = await tracking.apply_events(
             connection,
-            request.match_info["carrier"],
+            carrier,
             told.waybill,
             [event],
             now_ms=now_ms(),

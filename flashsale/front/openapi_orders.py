@@ -175,6 +175,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             **_SAID_OF_SOME,
             "total_text": {**TEXT, "description": "`total` as the locale of Accept-Language writes it."},
+            "tracking": {**TEXT, "description": "What its parcel travels under: GET /v1/orders/{id}/tracking."},
             "refunds": array(ref("Refund")),
             "returns": array(ref("Return")),
         },

@@ -51,6 +51,8 @@ def whole(found: Dossier, sale: Sale, now_ms: int | None = None) -> dict[str, An
         "next": _next(found, sale, int(time.time() * 1000) if now_ms is None else now_ms),
         "history": history(order, found.history, sale),
     }
+    if found.waybill is not None:
+        body["tracking"] = found.waybill
     if found.refunds:
         body["refunds"] = [shown_refund(refund) for refund in found.refunds]
     if found.returns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flashsale.ledger import history, orders, payments, refunds, returns
+from flashsale.ledger import history, orders, parcels, payments, refunds, returns
 from flashsale.ledger.history import HistoryRow
 from flashsale.ledger.orders import OrderRow
 from flashsale.ledger.payments import PaymentRow
@@ -17,13 +17,14 @@ from flashsale.ledger.returns import ReturnRow
 @dataclass(frozen=True, slots=True)
 class Dossier:
     """An order and what belongs to it, each list oldest first. The order's own row, the first entry of its history, is
-    not among the `history`."""
+    not among the `history`. `waybill`: what its parcel travels under."""
 
     order: OrderRow
     payment: PaymentRow | None = None
     history: Sequence[HistoryRow] = ()
     refunds: Sequence[RefundRow] = ()
     returns: Sequence[ReturnRow] = ()
+    waybill: str | None = None
 
 
 async def read(connection: Connection, order_id: str) -> Dossier | None:
@@ -45,6 +46,8 @@ async def gather(connection: Connection, order: OrderRow) -> Dossier:
         await history.of_order(connection, order.id),
         await refunds.of_order(connection, order.id),
         await returns.of_order(connection, order.id),
+        # Only what crosses a border is given to a carrier.
+        None if order.lane_number is None else await parcels.waybill_of(connection, order.id),
     )
 
 

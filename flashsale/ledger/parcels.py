@@ -196,6 +196,15 @@ async def of_order(connection: Connection, order_id: str) -> ParcelRow | None:
     return None if row is None else ParcelRow(*row)
 
 
+async def waybill_of(connection: Connection, order_id: str) -> str | None:
+    """The number that the order's parcel travels under, or will; None where it has none."""
+    waybill: str | None = await connection.fetchval(
+        "SELECT waybill FROM parcel WHERE order_id = $1 AND status NOT IN ('cancelling', 'cancelled', 'refused')",
+        order_id,
+    )
+    return waybill
+
+
 async def lock(connection: Connection, carrier: str, waybill: str) -> ParcelRow | None:
     """The carrier's parcel of that waybill; nobody else changes it until this transaction ends."""
     row = await connection.fetchrow(
