@@ -1,0 +1,1 @@
+"""What merchants bring: catalogues as CSV, read row by row. Pure."""
