@@ -85,6 +85,9 @@ _LENT = frozenset(
         b"last-event-id",
         b"origin",
         b"user-agent",
+        b"webhook-id",  # with the next two: how carriers sign
+        b"webhook-signature",
+        b"webhook-timestamp",
         b"x-request-id",
     )
 )
