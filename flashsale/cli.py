@@ -26,6 +26,7 @@ COMMANDS = {
     "payments": "flashsale.commands.payments",
     "webhooks": "flashsale.commands.webhooks",
     "promises": "flashsale.commands.promises",
+    "parcels": "flashsale.commands.parcels",
     "config": "flashsale.commands.config",
     "sandbox": "flashsale.commands.sandbox",
 }

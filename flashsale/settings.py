@@ -228,6 +228,13 @@ class Settings(BaseSettings):
             raise ValueError("blanks are no secret: anybody could sign with them")
         return value
 
+    @field_validator("carriers_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("https://", "http://")):
+            raise ValueError("an http or https URL")
+        return value
+
     @field_validator("carriers_secret")
     @classmethod
     def _standard_key(cls, value: SecretStr | None) -> SecretStr | None:
@@ -267,6 +274,12 @@ class Settings(BaseSettings):
         for text in value:
             ip_network(text)
         return value
+
+    @model_validator(mode="after")
+    def _carriers_sign(self) -> Self:
+        if self.carriers_url is not None and self.carriers_secret is None:
+            raise ValueError(f"{ENV_PREFIX}CARRIERS_URL needs {ENV_PREFIX}CARRIERS_SECRET, which signs what it is sent")
+        return self
 
     @model_validator(mode="after")
     def _backlog_fits(self) -> Self:

@@ -15,7 +15,7 @@ import time
 import asyncpg
 from redis.exceptions import RedisError
 
-from flashsale.audit import holds, limits, money, orders, promises, stock
+from flashsale.audit import holds, limits, money, orders, parcels, promises, stock
 from flashsale.audit.report import AuditReport as AuditReport
 from flashsale.audit.report import Counts as Counts
 from flashsale.audit.report import Fault as Fault
@@ -33,7 +33,7 @@ SNAPSHOTS_MAX = 20  # the writer trims while the rest of the journal is read: so
 async def audit(
     redis_url: str, database_url: str, *, partition: int = 0, progress: Progress | None = None
 ) -> AuditReport:
-    """Checks I1 to I7, money, histories and promises. Never raises for a server that is away: that is a fault,
+    """Checks I1 to I7, money, histories, promises and parcels. Never raises for a server that is away: that is a fault,
     `unreachable`."""
     report = AuditReport()
     report.counts.as_of = rfc3339(int(time.time() * 1000))
@@ -124,5 +124,7 @@ async def _compare(look: Snapshot) -> None:
     await orders.check_lives(look)
     look.progress("promises")
     await promises.check(look)
+    look.progress("parcels")
+    await parcels.check(look)
     look.progress("money")
     await money.check(look)

@@ -126,8 +126,8 @@ def _signing(settings: Settings) -> Signing:
 
 async def order_tracking(request: web.Request) -> web.Response:
     """GET /v1/orders/{id}/tracking"""
-    context = context_of(request)
-    found, _ = await find(context, request.match_info["id"], who(request))
+    context, claims = context_of(request), who(request)
+    found, _ = await find(context, request.match_info["id"], claims)
     order_id = found.order.id
     async with transaction(context) as connection:
         parcel = await parcels.of_order(connection, order_id)
@@ -136,6 +136,8 @@ async def order_tracking(request: web.Request) -> web.Response:
     body: dict[str, Any] = {"order": order_id, "events": [_shown(event) for event in events]}
     if parcel is not None:
         body |= {"status": parcel.status, "carrier": parcel.carrier}
+        if parcel.error is not None and claims.role == "admin":
+            body["error"] = parcel.error
         if parcel.waybill is not None:
             body["waybill"] = parcel.waybill
     elif packages:  # its channel packed it, under a number of the house's

@@ -46,6 +46,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             "status": {"enum": list(ParcelStatus), "description": "Absent: no carrier was asked to carry it."},
             "carrier": TEXT,
+            "error": {**TEXT, "description": "For admins: why it is refused, or what does not fit its order."},
             "waybill": {**TEXT, "description": "The number that it travels under."},
         },
     ),

@@ -88,7 +88,8 @@ SELECT DISTINCT ON (o.id) o.id, o.lane_number, coalesce(l.carrier, ''), o.skus, 
 ON CONFLICT (order_id) DO NOTHING
 """
 
-# A parcel whose order went another way. Where no booking was tried nobody has to be told.
+# A parcel whose order went another way, or left in a package of its channel's. Where no booking was tried nobody has
+# to be told.
 _CALL_OFF = """
 UPDATE parcel AS p
    SET status = CASE WHEN p.status = 'to_book' AND p.attempts = 0 THEN 'cancelled' ELSE 'cancelling' END,
@@ -96,7 +97,8 @@ UPDATE parcel AS p
   FROM history AS h JOIN orders AS o ON o.id = h.order_id
  WHERE h.tx >= $1::text::xid8 AND h.tx < $2::text::xid8 AND h.event IN ('order.cancelled', 'order.shipped')
    AND p.order_id = o.id
-   AND (p.status = 'to_book' AND o.status <> 'paid' OR p.status = 'booked' AND o.status = 'cancelled')
+   AND (p.status = 'to_book' AND o.status <> 'paid' OR p.status = 'booked' AND o.status = 'cancelled'
+        OR p.status = 'booked' AND EXISTS (SELECT FROM package AS k WHERE k.order_id = o.id))
 """
 
 
@@ -187,7 +189,29 @@ async def ask_again(connection: Connection, row: ParcelRow, due_ms: int, error: 
     )
 
 
+async def book_again(connection: Connection, order_id: str, now_ms: int) -> bool:
+    """A parcel that was refused is booked once more, if its order still waits for it; whether it is."""
+    done = await connection.fetchval(
+        "UPDATE parcel AS p SET status = 'to_book', attempts = 1, error = NULL, due_ms = $2 FROM orders AS o"
+        " WHERE p.order_id = $1 AND o.id = p.order_id AND p.status = 'refused' AND p.waybill IS NULL"
+        " AND p.carrier <> '' AND o.status = 'paid' RETURNING true",
+        *(order_id, now_ms),
+    )
+    return done is not None
+
+
 # --- and what they are read for ---
+
+
+async def listed(connection: Connection, status: str | None, limit: int) -> list[ParcelRow]:
+    """The newest parcels of that status; None: of those that a person has to see to. Reads the whole table."""
+    rows = await connection.fetch(
+        f"SELECT {COLUMNS} FROM parcel WHERE CASE WHEN $1::text IS NULL"  # noqa: S608
+        "  THEN status = 'refused' OR error IS NOT NULL AND status NOT IN ('to_book', 'cancelling', 'cancelled')"
+        "  ELSE status = $1 END ORDER BY created_ms DESC, order_id LIMIT $2",
+        *(status, limit),
+    )
+    return [ParcelRow(*row) for row in rows]
 
 
 async def of_order(connection: Connection, order_id: str) -> ParcelRow | None:

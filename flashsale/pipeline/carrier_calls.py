@@ -44,6 +44,7 @@ POLL_S = 0.3  # pause between two looks for orders that were paid and parcels th
 HISTORY_ROWS = 2000  # changes looked through in one transaction
 AGAIN_MS = (1_000, 300_000)  # first and longest pause before a call without an answer is made again
 BRAKE_S = (0.2, 10.0)  # and before anything more is asked of carriers that answered none of a set
+SILENT_DOUBLED = 5  # times: a parcel that stays silent is asked about less and less
 VERSIONS_KEPT = 4  # catalogues, decoded, that parcels are described by
 
 
@@ -223,7 +224,9 @@ class CarrierCalls(Duty):
         if answer.waybill is not None and not await self._booked(connection, row, answer.waybill):
             return
         if answer.away is not None:
-            await parcels.ask_again(connection, row, at_ms + self._pause_ms(row), answer.away)
+            # A carrier that was merely away while it was asked for news leaves nothing for people to see to.
+            note = answer.away if row.status in (ParcelStatus.TO_BOOK, ParcelStatus.CANCELLING) else None
+            await parcels.ask_again(connection, row, at_ms + self._pause_ms(row), note)
         elif answer.refused is not None:
             await self._refused(connection, row, answer.refused, at_ms)
         elif answer.cancelled:
@@ -278,7 +281,8 @@ class CarrierCalls(Duty):
             log.error("a carrier cancelled a parcel: look at the order", order=row.order_id, carrier=row.carrier)
             await parcels.settle(connection, row, ParcelStatus.REFUSED, "the carrier cancelled it")
         else:
-            await parcels.ask_again(connection, row, at_ms + self._silent_ms, None)
+            longer = 2 ** min(max(row.attempts - 1, 0), SILENT_DOUBLED)
+            await parcels.ask_again(connection, row, at_ms + self._silent_ms * longer, None)
 
     def _brake(self, answered: bool) -> None:
         """Carriers that are away are asked less and less, whatever is due."""

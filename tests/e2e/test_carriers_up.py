@@ -102,7 +102,7 @@ async def test_what_is_paid_is_carried_to_the_door(
     engine = make_engine(
         FLASHSALE_CARRIERS_URL=f"http://127.0.0.1:{port}",
         FLASHSALE_CARRIERS_SECRET=SECRET,
-        FLASHSALE_CARRIERS_SILENT_S="3600",  # nothing is asked: what a killed sandbox had to tell, it tells,
+        FLASHSALE_CARRIERS_SILENT_S="3600",  # nothing is asked: what a killed sandbox had to tell, it tells
     ).start()
     file = tmp_path / "across.toml"
     file.write_text(ACROSS)

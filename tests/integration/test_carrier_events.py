@@ -300,6 +300,9 @@ async def test_without_a_secret_nobody_is_believed(shop: CarrierHouse) -> None:
     shop.context.settings = engine_settings.load()
     problem = await shop.tell("cainiao", _event(waybill, "picked_up"), 503)
     assert "FLASHSALE_CARRIERS_SECRET" in problem["detail"]
+    for url in ("http://127.0.0.1:1", "carriers.example"):
+        with pytest.raises(engine_settings.SettingsFault, match="CARRIERS_URL"):
+            engine_settings.load(carriers_url=url)
     for secret in ("whsec_", "whsec_AAAA", "not one", "whsec_%%%", SECRET[6:]):
         with pytest.raises(engine_settings.SettingsFault, match="FLASHSALE_CARRIERS_SECRET"):
             engine_settings.load(carriers_secret=secret)

@@ -264,6 +264,19 @@ async def test_a_carrier_that_cancels_a_parcel_leaves_it_to_people(shop: Carrier
         await shop.post(f"/v1/orders/{order}/shipment", {}, **shop.token("boss", "admin"))  # by other means
 
 
+async def test_a_channel_that_packs_what_is_booked_carries_it_itself(shop: CarrierHouse, ledger: str) -> None:
+    async with carriers(shop) as sandbox, worker(ledger, sandbox.address):
+        order = await shop.place(channel="tmall-world")
+        await shop.booked(order)
+        path, admin = f"/v1/channels/tmall-world/orders/{order}", shop.token("boss", "admin")
+        await shop.post(f"{path}/pack", {}, 201, **admin)
+        await shop.post(f"{path}/ready-to-ship", {}, **admin)
+        await until(lambda: shop.parcel_is(order, "cancelled"))
+        (parcel,) = (await sandbox.read("parcels"))["parcels"]
+        assert parcel["status"] == "cancelled"
+        assert await shop.order_is(order, "shipped")
+
+
 # --- carriers that fail ---
 
 
@@ -328,7 +341,9 @@ async def test_what_a_carrier_refuses_is_for_people(shop: CarrierHouse, ledger: 
             row = await shop.parcel(order)
             assert row["error"].startswith("reference-used") and row["due_ms"] is None
             tracking = await shop.get(f"/v1/orders/{order}/tracking", **shop.token("ann"))
-            assert tracking["status"] == "refused"
+            assert tracking["status"] == "refused" and "error" not in tracking
+            seen = await shop.get(f"/v1/orders/{order}/tracking", **shop.token("boss", "admin"))
+            assert seen["error"] == row["error"]
             other = await shop.place()  # and the others go on
             await shop.booked(other)
     assert REGISTRY.get_sample_value("flashsale_carrier_calls_total", {"call": "book", "outcome": "refused"})
