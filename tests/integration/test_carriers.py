@@ -427,5 +427,24 @@ async def test_a_killed_worker_loses_nothing_and_books_nothing_twice(shop: Carri
         assert sorted(parcel["reference"] for parcel in parcels) == sorted(made)
 
 
+async def test_a_worker_that_is_to_stop_waits_for_no_carrier(shop: CarrierHouse, ledger: str) -> None:
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        asked.set()
+
+    listening = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    order = await shop.place()
+    async with worker(ledger, f"http://127.0.0.1:{port}", timeout_s=60):
+        await asyncio.wait_for(asked.wait(), 10)
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.5
+    listening.close()
+    async with carriers(shop) as sandbox, worker(ledger, sandbox.address):  # the next one asks at once
+        await asyncio.wait_for(shop.booked(order), 5)
+
+
 def _event(waybill: str) -> dict[str, str]:
     return {"id": f"ev-{waybill}", "waybill": waybill, "code": "delivered", "at": "2026-11-12T08:30:00+08:00"}
