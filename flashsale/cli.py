@@ -20,6 +20,8 @@ COMMANDS = {
     "serve": "flashsale.commands.serve",
     "worker": "flashsale.commands.worker",
     "sale": "flashsale.commands.sale",
+    "merchant": "flashsale.commands.merchant",
+    "import": "flashsale.commands.import_catalogue",
     "token": "flashsale.commands.token",
     "audit": "flashsale.commands.audit",
     "recover": "flashsale.commands.recover",

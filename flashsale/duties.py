@@ -9,6 +9,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Protocol
 
+from flashsale.importing import importer
 from flashsale.ledger import refunds
 from flashsale.ledger.pool import Ledger
 from flashsale.partners.carriers.http import open_account as open_carriers
@@ -19,6 +20,7 @@ from flashsale.pipeline.channel_pushes import pushes_of
 from flashsale.pipeline.expiry import Expiry
 from flashsale.pipeline.guarantees import Guarantees
 from flashsale.pipeline.holds_may_return import HoldsMayReturn
+from flashsale.pipeline.imports import Imports
 from flashsale.pipeline.jobs import Jobs
 from flashsale.pipeline.ledger_writer import LedgerWriter
 from flashsale.pipeline.outbox import Outbox
@@ -61,6 +63,7 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
             PaymentEvents(redis_url, database_url, facts_of),
             WebhookFanout(database_url, log_days=settings.webhook_log_days),
             pushes_of(settings, redis_url, database_url),
+            Imports(database_url, importer(redis_url)),
             PromiseAlerts(database_url),
         ]
         ledger = Ledger(database_url, connections_max=LEDGER_CONNECTIONS, timeout_s=LEDGER_TIMEOUT_S)

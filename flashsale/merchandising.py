@@ -114,6 +114,33 @@ async def update(valkey: redis.asyncio.Redis, ledger: Connection, file: SaleFile
     The window changes only if the file's did, so that another price doesn't undo `open`. Raises CommandRefused where
     there is no such sale, SaleFileFaults where the file takes away an offer or a market or changes a stock.
     """
+    changed = await store_file(ledger, file, text)
+    with _stored(file.id):
+        await _carry_over(valkey, ledger)
+    return changed
+
+
+async def stored_file(ledger: Connection, sale_id: str) -> SaleFile:
+    """The file that the sale is of now. Raises CommandRefused where there is no such sale."""
+    row = await sales.get(ledger, sale_id)
+    if row is None:
+        raise CommandRefused(f"there is no sale {sale_id!r}")
+    return _stored_file(row)
+
+
+async def carry_over(valkey: redis.asyncio.Redis, ledger: Connection, sale_id: str) -> None:
+    """Brings Valkey to what the ledger has of the sales. Raises CommandRefused, which says that it is stored."""
+    with _stored(sale_id):
+        await _carry_over(valkey, ledger)
+
+
+async def lock_sales(ledger: Connection) -> None:
+    """Until this transaction is over no other command changes a sale: what is read now is what is changed."""
+    await sales.lock_catalogue(ledger)
+
+
+async def store_file(ledger: Connection, file: SaleFile, text: str) -> bool:
+    """The ledger's part of `update`: Valkey learns of it by `carry_over`, behind the transaction that this is in."""
     async with _catalogue_change(ledger) as catalogue:
         old = _sale(catalogue, file.id)
         row = await sales.get(ledger, file.id)
@@ -130,8 +157,6 @@ async def update(valkey: redis.asyncio.Redis, ledger: Connection, file: SaleFile
             await sales.set_file(ledger, sale.number, text)
             await sales.insert_offers(ledger, sale.number, [offer.sku for offer in added], len(old.offers))
             await _store(ledger, here.with_sale(sale))
-    with _stored(file.id):
-        await _carry_over(valkey, ledger)
     return changed
 
 

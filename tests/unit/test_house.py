@@ -31,6 +31,7 @@ WIRING = {
     "commands",
     "duties",
     "embedded",
+    "importing",
     "merchandising",
     "payments_sandbox",
     "recovery",

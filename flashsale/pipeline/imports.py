@@ -1,0 +1,50 @@
+"""Applies the catalogues that merchants sent, each when its time has come, one after the other.
+
+What was under way when a worker died is queued still, and has changed nothing: it is done again from the start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from flashsale.ledger import imports
+from flashsale.ledger.imports import ImportRow
+from flashsale.ledger.pool import Connection
+from flashsale.pipeline.duty import Duty
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 0.5
+
+Apply = Callable[[Connection, ImportRow], Awaitable[ImportRow]]
+"""Applies one import and writes down what became of it; puts it off by raising one of LOST."""
+
+
+class Imports(Duty):
+    """The worker's part in imports; `apply` does one."""
+
+    name = "imports"
+    lock = 0x666C696D
+
+    def __init__(self, database_url: str, apply: Apply) -> None:
+        super().__init__(database_url)
+        self._apply = apply
+
+    async def work(self, connection: Connection) -> None:
+        while not self.stopping.is_set():
+            found = await imports.due(connection, time.time_ns() // 1_000_000)
+            if found is None:
+                await self.pause(POLL_S)
+                continue
+            ended = await self._apply(connection, found)
+            log.info(
+                "a catalogue was taken in",
+                imported=ended.id,
+                merchant=ended.merchant,
+                status=ended.status,
+                rows=ended.rows,
+                faults=ended.faults,
+            )
