@@ -28,6 +28,7 @@ from flashsale.pipeline.payment_events import PaymentEvents
 from flashsale.pipeline.promise_alerts import PromiseAlerts
 from flashsale.pipeline.provider_calls import ProviderCalls
 from flashsale.pipeline.refund_jobs import RefundJobs
+from flashsale.pipeline.settlements import Settlements
 from flashsale.pipeline.webhooks import WebhookFanout, jobs_of, sender_of
 from flashsale.recovery import Guard
 from flashsale.settings import Settings
@@ -64,6 +65,7 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
             WebhookFanout(database_url, log_days=settings.webhook_log_days),
             pushes_of(settings, redis_url, database_url),
             Imports(database_url, importer(redis_url)),
+            Settlements(database_url),
             PromiseAlerts(database_url),
         ]
         ledger = Ledger(database_url, connections_max=LEDGER_CONNECTIONS, timeout_s=LEDGER_TIMEOUT_S)

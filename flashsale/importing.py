@@ -12,9 +12,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from typing import BinaryIO, cast
-from zoneinfo import ZoneInfo
 
 import msgspec
 import redis.asyncio
@@ -36,7 +34,6 @@ from flashsale.sale.salefile_text import text_of
 ANSWER_TIMEOUT_S = 60.0
 FINDINGS_KEPT = 100_000
 """Of one import, for the merchant to read; all are counted."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 ROWS_AT_ONCE = 1000
 """Rows that are read and staged in one step: some hundred kilobytes."""
@@ -247,27 +244,6 @@ def importer(redis_url: str) -> Callable[[Connection, ImportRow], Awaitable[Impo
             await valkey.aclose()
 
     return apply
-
-
-def local_time_ms(text: str, time_zone: str) -> int:
-    """A time as a merchant writes it, in ms: with a zone of its own, else the merchant's. Raises ValueError, whose text
-    says what is wrong: also for what the clock shows twice or never, where summer time begins or ends."""
-    try:
-        written = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no time such as 2026-11-11T00:00") from None
-    if written.tzinfo is None:
-        zone = ZoneInfo(time_zone)
-        first, second = written.replace(tzinfo=zone, fold=0), written.replace(tzinfo=zone, fold=1)
-        if first.utcoffset() != second.utcoffset():
-            # Of a time that is skipped neither reading comes back from UTC as it was written.
-            skipped = first.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != written
-            raise ValueError(
-                f"{text} {'does not exist' if skipped else 'comes twice'} in {time_zone}, where the clocks change:"
-                " write it with its offset, such as +02:00"
-            )
-        written = first
-    return (written - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _now_ms() -> int:

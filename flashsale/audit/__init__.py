@@ -15,7 +15,7 @@ import time
 import asyncpg
 from redis.exceptions import RedisError
 
-from flashsale.audit import holds, limits, money, orders, parcels, promises, stock
+from flashsale.audit import holds, limits, money, orders, parcels, promises, settlement, stock
 from flashsale.audit.report import AuditReport as AuditReport
 from flashsale.audit.report import Counts as Counts
 from flashsale.audit.report import Fault as Fault
@@ -128,3 +128,5 @@ async def _compare(look: Snapshot) -> None:
     await parcels.check(look)
     look.progress("money")
     await money.check(look)
+    look.progress("settlement")
+    await settlement.check(look)

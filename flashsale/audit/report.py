@@ -11,7 +11,7 @@ FAULTS_MAX = 100  # named of each kind: a broken sale breaks every order, and no
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that is not as it must be. `invariant`: I1 to I7 of the design, `money`, `history`, `promise`,
-    `parcel` or `unreachable`."""
+    `parcel`, `settlement` or `unreachable`."""
 
     invariant: str
     detail: str

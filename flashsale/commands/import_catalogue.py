@@ -23,6 +23,7 @@ from flashsale.commands.merchant import merchant_id
 from flashsale.commands.on_ledger import ANSWER_TIMEOUT_S, run_on_ledger
 from flashsale.ledger.merchants import HOUSE
 from flashsale.ledger.pool import Connection
+from flashsale.sale.local_time import local_time_ms
 from flashsale.sale.market import MARKETS
 from flashsale.sale.products.product import Finding
 
@@ -166,7 +167,6 @@ def _later(
     stream: BinaryIO, merchant: str, market: str, sale: str | None, decimal_mark: str | None, dry_run: bool, at: str
 ) -> Callable[[Connection], Any]:
     async def command(ledger: Connection) -> dict[str, Any]:
-        from flashsale.importing import local_time_ms
         from flashsale.ledger import imports, merchants
 
         found = await merchants.get(ledger, merchant)

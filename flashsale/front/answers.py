@@ -124,6 +124,6 @@ def bad_parameter(name: str, fault: str) -> Refused:
 
 def next_path(request: web.Request, after: str) -> str:
     """The path of the list's next page: this one's known parameters, and `after`."""
-    known = ("market", "locale", "limit", "created_after", "created_before")
+    known = ("market", "locale", "limit", "created_after", "created_before", "day")
     kept = {name: request.query[name] for name in known if name in request.query}
     return URL.build(path=request.path, query={**kept, "after": after}).raw_path_qs

@@ -11,6 +11,7 @@ from flashsale.front import (
     openapi_carriers,
     openapi_channels,
     openapi_life,
+    openapi_merchants,
     openapi_orders,
     openapi_people,
     openapi_promises,
@@ -91,6 +92,7 @@ OPENAPI: Schema = {
     "paths": {
         **openapi_orders.PATHS,
         **openapi_life.PATHS,
+        **openapi_merchants.PATHS,
         **openapi_sales.PATHS,
         **openapi_borders.PATHS,
         **openapi_promises.PATHS,
@@ -105,6 +107,7 @@ OPENAPI: Schema = {
         "schemas": {
             **openapi_orders.SCHEMAS,
             **openapi_life.SCHEMAS,
+            **openapi_merchants.SCHEMAS,
             **openapi_sales.SCHEMAS,
             **openapi_borders.SCHEMAS,
             **openapi_promises.SCHEMAS,

@@ -110,6 +110,12 @@ async def find(connection: Connection, order_id: str) -> OrderRow | None:
     return None if row is None else OrderRow(*row)
 
 
+async def of_ids(connection: Connection, order_ids: Sequence[str]) -> dict[str, OrderRow]:
+    """The orders of these ids, by id."""
+    rows = await connection.fetch(f"SELECT {_READ} FROM orders WHERE id = ANY ($1::text[])", list(order_ids))  # noqa: S608
+    return {row["id"]: OrderRow(*row) for row in rows}
+
+
 async def lock(connection: Connection, order_id: str) -> OrderRow | None:
     """The order of that id; nobody else changes it until this transaction ends."""
     row = await connection.fetchrow(f"SELECT {_READ} FROM orders WHERE id = $1 LIMIT 1 FOR UPDATE", order_id)  # noqa: S608
