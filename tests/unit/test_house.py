@@ -135,6 +135,12 @@ def test_every_file_opens_with_what_it_is_for() -> None:
     assert not silent
 
 
+def test_no_two_test_files_share_a_name() -> None:
+    # pytest imports a test file by its bare name: a second one of that name ends the collection of all of them.
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_script_opens_with_its_contract(path: Path) -> None:
     contract = []
