@@ -126,12 +126,12 @@ class Day:
         (told,) = await ask(self._market_port, post("/sandbox/secret", secret))
         assert told.status == 200, told
 
-    async def collected(self, count: int, shopper: str = "aminah") -> list[str]:
+    async def collected(self, numbers: range) -> list[str]:
         """A batch of orders that the marketplace has been paid for; the same batch again is the same orders."""
         orders = [
             {
                 "reference": f"day-{number}",
-                "shopper": shopper,
+                "shopper": "aminah",
                 "sale": "day",
                 "market": "MY",
                 "lines": [{"sku": "KETTLE", "quantity": 1}],
@@ -139,7 +139,7 @@ class Day:
                             "postcode": "50450"},
                 "collected_by": "channel",
             }
-            for number in range(count)
+            for number in numbers
         ]  # fmt: skip
         found = []
         for _ in range(2):
@@ -170,7 +170,9 @@ async def test_a_channel_s_day(engine: Engine, market: str) -> None:
     await day.subscribe(market)
     await day.hears_stock(STOCK - 10)  # all but what is Singapore's
 
-    ids = await day.collected(ORDERS)
+    morning = await day.collected(range(ORDERS // 2))
+    evening = await day.collected(range(ORDERS // 2, ORDERS))
+    ids = morning + evening
     await day.hears_stock(STOCK - 10 - ORDERS)
     await day.hears(
         lambda told: {order["id"] for order in told if order["status"] == "paid"} >= set(ids), "orders"
@@ -178,7 +180,9 @@ async def test_a_channel_s_day(engine: Engine, market: str) -> None:
 
     orders, pages = await day.listed(since, 10)
     assert (pages, sorted(order["id"] for order in orders)) == (3, sorted(ids))  # each once
-    assert [order["created_at"] for order in orders] == sorted(order["created_at"] for order in orders)
+    assert {order["id"] for order in orders[: len(morning)]} == set(morning)
+    sent = orders[len(morning) - 1]["created_at"]
+    assert {order["id"] for order in (await day.listed(sent, 10))[0]} == set(evening)
     assert {(order["status"], order["payment"]) for order in orders} == {("paid", "captured")}
     assert {order["id"]: order["reference"] for order in orders} == {
         order_id: f"day-{number}" for number, order_id in enumerate(ids)
