@@ -31,7 +31,7 @@ from tests.e2e.worlds import (
     write_zone,
     zone_path,
 )  # fmt: skip
-from tests.wire import Answer, ask, post, post_order
+from tests.wire import Answer, ask, get, post, post_order
 
 PRICES = {
     "SG": "20.00", "MY": "60.00", "TH": "500", "VN": "400000", "PH": "900", "ID": "250000",
@@ -107,6 +107,24 @@ async def order(engine: Engine, market: str, sku: str, key: str, shopper: str = 
 
 def ms_of(time_text: str) -> int:
     return (datetime.fromisoformat(time_text) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+# --- the demo sale ---
+
+
+async def test_the_demo_sale_takes_orders_in_more_than_twelve_markets(engine: Engine) -> None:
+    (page,) = await ask(engine.port, get("/v1/sales/double11"))
+    sold = []
+    for market in [each["code"] for each in page.json()["markets"] if each["code"] != "CN"]:  # imports ask who buys
+        (answer,) = await ask(engine.port, get(f"/v1/sales/double11/offers?market={market}&limit=1"))
+        sku = answer.json()["offers"][0]["sku"]
+        who = token(engine, "shopper", f"demo-{market}")
+        asked = {"sale": "double11", "market": market, "lines": [{"sku": sku, "quantity": 1}]}
+        (made,) = await ask(engine.port, post_order(json.dumps(asked).encode(), who, "demo"))
+        assert made.status == 201, made
+        sold.append((market, made.json()["total"]["currency"]))
+    assert len(sold) > 12
+    assert len({currency for _, currency in sold}) >= 10  # some of Europe share one
 
 
 # --- the first weight is free in ten countries ---
