@@ -171,7 +171,7 @@ async def _offer(
     made: Merged = await asyncio.to_thread(merged, file, wanted.merchant, wanted.market, there)
     for finding in made.findings:
         report.add(finding)
-    await _compare_supplies(valkey, wanted.sale, made.edits, report)
+    edits = await _compare_supplies(valkey, wanted.sale, made.edits, report)
     if report.outcome.faults:
         return []
     report.outcome.offers = made.added
@@ -182,23 +182,30 @@ async def _offer(
     except SaleFileFaults as faults:
         for each in faults.faults:
             report.add(fault(1, "", "not-a-sale", f"{each.field}: {each.message}"))
-    return made.edits
+    return edits
 
 
-async def _compare_supplies(valkey: redis.asyncio.Redis, sale_id: str, edits: list[StockEdit], report: _Report) -> None:
+async def _compare_supplies(
+    valkey: redis.asyncio.Redis, sale_id: str, edits: list[StockEdit], report: _Report
+) -> list[StockEdit]:
+    """The edits that are to be made still: a supply may be as asked for already, set by a worker that died of it."""
     if not edits:
-        return
+        return edits
     view = await merchandising.show(valkey, sale_id)
     sale: Sale = view.sale
+    left = []
     for edit in edits:
         offer = sale.by_sku.get(edit.sku)
         supply = None if offer is None else view.state.supply[offer.index]
-        if supply != edit.expect:
+        if supply == edit.expect:
+            left.append(edit)
+        elif supply != edit.to:
             is_now = "is not known" if supply is None else f"is {supply}"
             report.add(
                 fault(edit.row, "Expected Inventory Qty", "stock-changed",
                       f"the supply of {edit.sku} in {sale_id} {is_now}, not {edit.expect}")
             )  # fmt: skip
+    return left
 
 
 async def take_in_stored(ledger: Connection, valkey: redis.asyncio.Redis, found: ImportRow) -> ImportRow:

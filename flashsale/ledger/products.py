@@ -67,10 +67,12 @@ async def add_rows(connection: Connection, products: Sequence[Product]) -> None:
 
 
 async def mismatches(connection: Connection, merchant: str, limit: int) -> list[tuple[int, str, int, int | None]]:
-    """Rows whose expected stock is not the product's: (row, SKU, expected, there is), at most `limit`."""
+    """Rows whose expected stock is not the product's: (row, SKU, expected, there is), at most `limit`. A stock that is
+    what the row asks for already is none: the import may have been applied by a worker that died of it."""
     rows = await connection.fetch(
         "SELECT s.row, s.sku, s.expect, p.stock FROM staged s LEFT JOIN product p ON p.merchant = $1 AND p.sku = s.sku"
-        " WHERE s.expect IS NOT NULL AND p.stock IS DISTINCT FROM s.expect ORDER BY s.row LIMIT $2",
+        " WHERE s.expect IS NOT NULL AND p.stock IS DISTINCT FROM s.expect AND (s.stock IS NULL"
+        " OR p.stock IS DISTINCT FROM s.stock) ORDER BY s.row LIMIT $2",
         merchant, limit,
     )  # fmt: skip
     return [tuple(row) for row in rows]

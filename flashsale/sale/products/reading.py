@@ -38,6 +38,7 @@ HANDLE_MAX_CHARACTERS = 255
 OPTION_MAX_CHARACTERS = 255
 BARCODE_MAX_CHARACTERS = 64
 CELL_MAX_CHARACTERS = csv.field_size_limit()
+LINE_MAX_CHARACTERS = 4 * 1024 * 1024  # of a file that has no line ends no more is held than this
 
 _HEAD_BYTES = 64 * 1024
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
@@ -79,7 +80,7 @@ def read(
         stream.seek(start + len(codecs.BOM_UTF8) * head.startswith(codecs.BOM_UTF8))
         # Detached, since the stream is the caller's.
         text = io.TextIOWrapper(_Borrowed(stream), encoding="utf-8", errors="surrogateescape", newline="")
-        return csv.reader(text, delimiter=delimiter, strict=True)
+        return csv.reader(_lines(text), delimiter=delimiter, strict=True)
 
     found = records()
     try:
@@ -116,6 +117,14 @@ def _repeated(records: Iterator[list[str]], columns: Columns) -> set[str]:
             elif sku:
                 seen.add(sku)
     return repeated
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    """Raises csv.Error for a line that is too long to be one."""
+    while line := text.readline(LINE_MAX_CHARACTERS):
+        if len(line) == LINE_MAX_CHARACTERS and not line.endswith(("\n", "\r")):
+            raise csv.Error(f"a line has more than {LINE_MAX_CHARACTERS} characters")
+        yield line
 
 
 class _Borrowed(io.BufferedReader):
@@ -291,7 +300,8 @@ class _Reader:
         return titles
 
     def _options(self, row: int, record: list[str]) -> Options:
-        names = tuple([self._cell(record, f"option{number} name") for number in (1, 2, 3)])
+        fields = [f"option{number} name" for number in (1, 2, 3)]
+        names = tuple([self._text(row, record, field, OPTION_MAX_CHARACTERS) or "" for field in fields])
         if any(names):
             self._option_names = names
         elif not self._option_names:
