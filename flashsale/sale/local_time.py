@@ -15,6 +15,8 @@ def local_time_ms(text: str, time_zone: str) -> int:
         written = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{text!r} is no time such as 2026-11-11T00:00") from None
+    if not 1970 < written.year < 9999:
+        raise ValueError(f"{text!r} is not a time of the years 1971 to 9998")
     if written.tzinfo is None:
         zone = ZoneInfo(time_zone)
         first, second = written.replace(tzinfo=zone, fold=0), written.replace(tzinfo=zone, fold=1)
