@@ -88,16 +88,19 @@ SELECT DISTINCT ON (o.id) o.id, o.lane_number, coalesce(l.carrier, ''), o.skus, 
 ON CONFLICT (order_id) DO NOTHING
 """
 
-# A parcel whose order went another way, or left in a package of its channel's. Where no booking was tried nobody has
-# to be told.
+# A parcel whose order went another way, or left in a package of its channel's. Where no booking was tried, or its
+# carrier does not carry it, nobody has to be told.
 _CALL_OFF = """
 UPDATE parcel AS p
-   SET status = CASE WHEN p.status = 'to_book' AND p.attempts = 0 THEN 'cancelled' ELSE 'cancelling' END,
-       due_ms = CASE WHEN p.status = 'to_book' AND p.attempts = 0 THEN NULL ELSE $3::int8 END, attempts = 0
+   SET status = CASE WHEN p.status = 'refused' OR p.status = 'to_book' AND p.attempts = 0
+                     THEN 'cancelled' ELSE 'cancelling' END,
+       due_ms = CASE WHEN p.status = 'refused' OR p.status = 'to_book' AND p.attempts = 0
+                     THEN NULL ELSE $3::int8 END,
+       attempts = 0
   FROM history AS h JOIN orders AS o ON o.id = h.order_id
  WHERE h.tx >= $1::text::xid8 AND h.tx < $2::text::xid8 AND h.event IN ('order.cancelled', 'order.shipped')
    AND p.order_id = o.id
-   AND (p.status = 'to_book' AND o.status <> 'paid' OR p.status = 'booked' AND o.status = 'cancelled'
+   AND (p.status = 'to_book' AND o.status <> 'paid' OR p.status IN ('booked', 'refused') AND o.status = 'cancelled'
         OR p.status = 'booked' AND EXISTS (SELECT FROM package AS k WHERE k.order_id = o.id))
 """
 

@@ -208,7 +208,7 @@ class LifeUnderTest(Shop):
         """An empty ledger and Valkey, and one sale."""
         tables = await self.ledger.fetch(
             "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> ALL ($1::text[])",
-            ["alembic_version", "webhook_mark"],
+            ["alembic_version", "webhook_mark", "settlement_mark"],
         )
         names = ", ".join(f'"{row[0]}"' for row in tables)
         await self.ledger.execute(f"TRUNCATE {names}")

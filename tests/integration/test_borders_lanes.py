@@ -47,7 +47,9 @@ async def test_a_parcel_is_given_back_and_taken_again_for_the_day_that_it_then_l
     await shop.drain()
     assert await shop.limits() == {}
     # As if it had been accepted days ago: it leaves on the day that is next now.
-    await shop.ledger.execute("UPDATE orders SET dispatch_day = dispatch_day - 3 WHERE id = $1", order)
+    await shop.ledger.execute(
+        "UPDATE orders SET dispatch_day = dispatch_day - 3, promised_by = promised_by - 3 WHERE id = $1", order
+    )
     await shop.ledger.execute(
         "UPDATE movement SET detail = jsonb_set(detail, '{day}', to_jsonb((detail ->> 'day')::int - 3))"
         " WHERE order_id = $1 AND kind = 'lane'",
