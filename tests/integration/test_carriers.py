@@ -144,7 +144,7 @@ async def test_every_lanes_carrier_is_booked(shop: CarrierHouse, ledger: str) ->
         # As if they had been paid just now, on that lane, and under references that the carriers have not seen.
         renamed = {}
         for order, lane in orders.items():
-            new = order[:-2] + f"{lane.number:02x}"
+            new = f"{order[:-2]}{int(order[-2:], 16) ^ 1:02x}"
             await shop.ledger.execute("UPDATE orders SET id = $2 WHERE id = $1", order, new)
             await shop.ledger.execute(
                 "INSERT INTO history (order_id, number, at_ms, event, status, payment)"
