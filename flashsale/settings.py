@@ -99,9 +99,12 @@ class Settings(BaseSettings):
     )
 
     linger_ms: float = Field(0, ge=0, le=1000, description="how long a batch waits for company before it goes")
-    batch_max: int = Field(512, ge=20, le=2000, description="order lines in one script call: bounds Valkey's pauses")
+    batch_max: int = Field(1000, ge=20, le=2000, description="order lines in one script call: bounds Valkey's pauses")
     batches_in_flight: int = Field(
-        1, ge=1, le=64, description="script calls under way at once from one front end; 1 measured best: fuller batches"
+        1,
+        ge=1,
+        le=64,
+        description="script calls under way at once from one front end, and one more that is full; 1 measured best",
     )
     queue_max: int = Field(20_000, ge=1, description="orders that may wait in one front end; beyond it: 503 overloaded")
     answer_within_ms: int = Field(

@@ -207,7 +207,11 @@ class Batcher:
     def _flush(self, lane: _Lane) -> None:
         lane.scheduled = False
         limits = self._limits
-        while self._ready and not lane.halted and len(lane.batches) < limits.batches_in_flight:
+        while self._ready and not lane.halted:
+            # A full batch gains nothing by waiting: one more may go, so that Valkey decides while this process answers.
+            full = len(lane.waiting) >= limits.batch_max
+            if len(lane.batches) >= limits.batches_in_flight + full:
+                return
             if lane.returned:
                 self._send(lane, self._take(lane.returned), True)
             elif lane.waiting:

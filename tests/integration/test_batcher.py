@@ -171,6 +171,26 @@ async def is_sound(shop: Shop, orders: int) -> None:
     assert report.counts.orders_ledger == orders
 
 
+async def test_a_second_call_goes_beside_the_first_only_if_it_is_full(
+    breakable: tuple[Shop, ValkeyServer],
+) -> None:
+    shop, valkey = breakable
+    async with open_desk(shop, batches_in_flight=1, batch_max=20) as desk:
+        with stopped(valkey):
+            sent = [desk.send(desk.make("first"))]
+            await asyncio.sleep(0.05)
+            sent += [desk.send(desk.make(f"s-{number}")) for number in range(19)]
+            await asyncio.sleep(0.05)
+            assert desk.batcher.batches == 1  # it waits for company
+            sent += [desk.send(desk.make(f"t-{number}")) for number in range(60)]
+            await asyncio.sleep(0.05)
+            assert desk.batcher.batches == 2  # one more, however many wait
+        answers = await asyncio.wait_for(asyncio.gather(*sent), WITHIN_S)
+        assert {answer.outcome for answer in answers} == {"A"}
+        assert desk.calls == [1, 20, 20, 20, 19]
+        await is_sound(shop, 80)
+
+
 async def test_orders_of_one_moment_go_in_one_call(shop: Shop) -> None:
     async with open_desk(shop) as desk:
         assert await desk.buy_many(400) == ["A"] * 400
@@ -300,11 +320,12 @@ async def test_a_silent_valkey_is_waited_for_no_longer_than_said(breakable: tupl
     """Sent and unanswered: 504, it may have been done. Never sent: 503, it was not. Both tell at a retry."""
     shop, valkey = breakable
     within_s = 0.8
-    async with open_desk(shop, batch_max=20, answer_within_ms=round(within_s * 1000)) as desk:
+    limits = {"batch_max": 20, "batches_in_flight": 1, "answer_within_ms": round(within_s * 1000)}
+    async with open_desk(shop, **limits) as desk:
         with stopped(valkey):
             sent = [desk.send(desk.make(f"s-{number}", key=f"k-{number}")) for number in range(60)]
             answers = await asyncio.wait_for(asyncio.gather(*sent), WITHIN_S)
-            # Two calls of 20 were under way.
+            # Two calls of 20 were under way, the second because it was full.
             assert [answer.outcome for answer in answers] == ["outcome-unknown"] * 40 + ["overloaded"] * 20
             assert max(answer.after_s for answer in answers) < within_s + 0.5
             assert min(answer.after_s for answer in answers) > AWAY_S
