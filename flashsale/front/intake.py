@@ -127,9 +127,17 @@ class Intake:
             if request.recipient is None:
                 raise Refused("invalid-order", fields={"for": "an agent's order says whom it is for"})
             order.shopper, order.agent = recipient(request.recipient), claims.sub
+        if request.channel is not None and self._is_marketplace(request.sale, request.channel):
+            # Else any shopper could order what is guaranteed to a marketplace, and which only that one packs.
+            raise Refused("invalid-order", fields={"channel": "a marketplace brings its orders itself"})
         if request.identity is not None:
             order.identity = self._identities.read(request.identity, order.shopper)
         return order
+
+    def _is_marketplace(self, sale_id: str, channel_id: str) -> bool:
+        sale = self.sales.get(sale_id)
+        channel = None if sale is None else sale.world.channel(channel_id)
+        return channel is not None and channel.kind == "marketplace"
 
     def claims(self, token: bytes) -> Claims:
         """Who asks. Raises Refused("unauthenticated")."""

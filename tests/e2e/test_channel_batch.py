@@ -130,6 +130,17 @@ async def test_a_channel_draws_on_its_guarantee_and_then_on_the_common_pool(engi
     assert over[0]["problem"]["type"] == "/problems/quota-exceeded"
 
 
+async def test_no_shopper_orders_in_a_marketplace_s_name(engine: Engine) -> None:
+    body = {"sale": "channels", "market": "SG", "lines": [{"sku": "KETTLE", "quantity": 1}], "channel": "lazada-sg"}
+    (answer,) = await ask(
+        engine.port, post_order(json.dumps(body).encode(), token(engine, "shopper", "sly"), "k")
+    )  # fmt: skip
+    assert (answer.status, list(answer.json()["fields"])) == (422, ["channel"])
+    body["channel"] = "tmall-world"
+    (answer,) = await ask(engine.port, post_order(json.dumps(body).encode(), token(engine, "shopper", "sly"), "k"))
+    assert answer.status == 201
+
+
 async def test_references_and_shoppers_are_the_channel_s_own(engine: Engine) -> None:
     (first,) = await results(engine, [an_order("same", shopper="zoe")])
     (other,) = await results(engine, [an_order("same", shopper="zoe")], "lazada-my")
