@@ -98,7 +98,7 @@ async def take_in(
 ) -> Outcome:
     """Takes the catalogue in `stream` (seekable) in. Every finding is given to `say`, the rows read so far to
     `progress`. `valkey` is needed for a sale alone. Done again it changes nothing more. Raises CommandRefused where
-    there is no such sale; after a line that says that all is stored, where Valkey does not have it."""
+    there is no such sale. `applied` with an `error`: all is stored, and Valkey does not have it yet."""
     report = _Report(say)
     outcome = report.outcome
     edits: list[StockEdit] = []
@@ -110,7 +110,7 @@ async def take_in(
                 await _compare(ledger, wanted, report)
             counts = await products.take_over(ledger, wanted.merchant, wanted.market, _now_ms())
             outcome.created, outcome.updated, outcome.unchanged = counts
-            if wanted.sale is not None and not outcome.faults:
+            if wanted.sale is not None:
                 edits = await _offer(ledger, valkey, wanted, report)
             if outcome.faults or wanted.dry_run:
                 raise _Undone
@@ -118,7 +118,11 @@ async def take_in(
     if outcome.faults:
         outcome.created = outcome.updated = outcome.unchanged = outcome.offers = 0
     if outcome.applied and wanted.sale is not None and valkey is not None:
-        await merchandising.carry_over(valkey, ledger, wanted.sale)
+        try:
+            await merchandising.carry_over(valkey, ledger, wanted.sale)
+        except CommandRefused as refused:  # all is stored; the same file again sets what is left of the supplies
+            outcome.error = str(refused)
+            return outcome
         for edit in edits:
             try:
                 await merchandising.set_stock(valkey, wanted.sale, edit.sku, to=edit.to, expect=edit.expect)
@@ -139,7 +143,7 @@ async def _stage(
         for each in part:
             if isinstance(each, Finding):
                 report.add(each)
-        if rows and not report.outcome.faults:
+        if rows:  # beside faults too: what else is wrong is told in the same run
             await products.add_rows(ledger, rows)
         report.outcome.rows += len(rows)
         progress(part[-1].row)
@@ -153,7 +157,7 @@ async def _in_parts(found: Iterator[Product | Finding]) -> AsyncIterator[list[Pr
 
 async def _compare(ledger: Connection, wanted: Wanted, report: _Report) -> None:
     """Compare and set: what the merchant believed there to be must be so."""
-    for row, sku, expected, there in await products.mismatches(ledger, wanted.merchant, ROWS_AT_ONCE):
+    for row, sku, expected, there in await products.mismatches(ledger, wanted.merchant):
         is_now = "is not known" if there is None else f"is {there}"
         report.add(
             fault(row, "Expected Inventory Qty", "stock-changed", f"the stock of {sku} {is_now}, not {expected}")

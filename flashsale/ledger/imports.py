@@ -130,7 +130,7 @@ async def due(connection: Connection, now_ms: int) -> ImportRow | None:
     """The next import whose time has come; of one merchant the first that was sent."""
     row = await connection.fetchrow(
         f"SELECT {_COLUMNS} FROM catalogue_import WHERE status = 'queued' AND at_ms <= $1"  # noqa: S608
-        " ORDER BY at_ms, number LIMIT 1",
+        " ORDER BY greatest(at_ms, created_ms), number LIMIT 1",
         now_ms,
     )
     return None if row is None else ImportRow(*row)

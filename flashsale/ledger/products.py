@@ -13,7 +13,7 @@ import orjson
 from flashsale.ledger.pool import Connection
 from flashsale.sale.products.product import Options, Product
 
-_LOCK = 0x666C7072
+_LOCK = 0x666C7064
 _STAGED = (
     "row", "sku", "handle", "options", "title", "vendor", "price", "stock", "expect", "quota", "weight_g", "hs_code",
     "origin", "barcode",
@@ -66,15 +66,15 @@ async def add_rows(connection: Connection, products: Sequence[Product]) -> None:
     )  # fmt: skip
 
 
-async def mismatches(connection: Connection, merchant: str, limit: int) -> list[tuple[int, str, int, int | None]]:
-    """Rows whose expected stock is not the product's: (row, SKU, expected, there is), at most `limit`. A stock that is
-    what the row asks for already is none: the import may have been applied by a worker that died of it."""
+async def mismatches(connection: Connection, merchant: str) -> list[tuple[int, str, int, int | None]]:
+    """Rows whose expected stock is not the product's: (row, SKU, expected, there is). A stock that is what the row asks
+    for already is none: the import may have been applied by a worker that died of it."""
     rows = await connection.fetch(
         "SELECT s.row, s.sku, s.expect, p.stock FROM staged s LEFT JOIN product p ON p.merchant = $1 AND p.sku = s.sku"
         " WHERE s.expect IS NOT NULL AND p.stock IS DISTINCT FROM s.expect AND (s.stock IS NULL"
-        " OR p.stock IS DISTINCT FROM s.stock) ORDER BY s.row LIMIT $2",
-        merchant, limit,
-    )  # fmt: skip
+        " OR p.stock IS DISTINCT FROM s.stock) ORDER BY s.row",
+        merchant,
+    )
     return [tuple(row) for row in rows]
 
 

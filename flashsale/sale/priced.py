@@ -296,16 +296,16 @@ class PricedSale:
             shopper, key = _escaped(shopper), _escaped(key)
         usual = terms.usual and order.agent is None
         order.beyond = terms.beyond if usual else self._beyond(order, terms)
-        if request.ship_to is None:
-            order.head = terms.head
+        if request.ship_to is None and order.identity is None:
+            order.head = terms.heads[order.collected]
             if usual:
                 whole = terms.whole[order.collected]
                 order.record = f"{order.id}{self._number}{shopper}\t{key}{whole}".encode()
                 return
             columns = terms.columns(NULL, order.head[1:9])
         else:
-            address = _ship_to(request)
-            mark = terms.mark(address)
+            address = NULL if request.ship_to is None else _ship_to(request)
+            mark = terms.mark(address, collected=order.collected, identity=order.identity)
             order.head, columns = terms.head_of(mark), terms.columns(address, mark)
         agent = NULL if order.agent is None else _escaped(order.agent)
         rest = terms.rest if usual else _rest(order, terms)

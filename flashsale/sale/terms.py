@@ -72,7 +72,7 @@ class Terms:
     `usual`: nothing counts but units, quota and parcel. Then `beyond` holds for every shopper's order, and `whole` is
     the record's text behind the key to its end, where no address is given.
 
-    `json` and `whole` are pairs: of an order that is to be paid, and of one that its channel collected.
+    `json`, `heads` and `whole` are pairs: of an order that is to be paid, and of one that its channel collected.
     """
 
     __slots__ = (
@@ -81,7 +81,7 @@ class Terms:
         "border",
         "crossed",
         "currency",
-        "head",
+        "heads",
         "json",
         "lines",
         "marks",
@@ -139,19 +139,22 @@ class Terms:
         )
         self.border = NO_BORDER if crossed is None else crossed.columns
         self.rest = f"{self.border}{NO_LIMIT}\t\\N\n"
-        mark = self.mark(NULL)
-        self.head = self.head_of(mark)
-        columns = self.columns(NULL, mark)
-        self.whole = f"{columns}\t\\N\tf{self.rest}", f"{columns}\t\\N\tt{self.rest}"
+        unpaid, collected = self.mark(NULL), self.mark(NULL, collected=True)
+        self.heads = self.head_of(unpaid), self.head_of(collected)
+        self.whole = (
+            f"{self.columns(NULL, unpaid)}\t\\N\tf{self.rest}",
+            f"{self.columns(NULL, collected)}\t\\N\tt{self.rest}",
+        )
         said = (
             f'"market":"{market}","channel":"{channel}","lines":[{lines.json}],'
             f'"total":{{"amount":{self.total},"currency":"{currency}"}}{crossing},"reserved_until":"'
         )
         self.json = f'","sale":"{sale}","status":"reserved",{said}', f'","sale":"{sale}","status":"paid",{said}'
 
-    def mark(self, address: str) -> bytes:
-        """The fingerprint of an order under these terms to that address (COPY text)."""
-        return fingerprint(f"{self.place}{address}{self.asked}".encode())
+    def mark(self, address: str, *, collected: bool = False, identity: bytes | None = None) -> bytes:
+        """The fingerprint of an order under these terms to that address (COPY text), by that verified identity."""
+        more = ("\tcollected" if collected else "") + (f"\t{identity.hex()}" if identity is not None else "")
+        return fingerprint(f"{self.place}{address}{self.asked}{more}".encode())
 
     def head_of(self, mark: bytes) -> bytes:
         """How the hold of an order with that fingerprint begins."""

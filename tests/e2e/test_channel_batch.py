@@ -130,6 +130,16 @@ async def test_a_channel_draws_on_its_guarantee_and_then_on_the_common_pool(engi
     assert over[0]["problem"]["type"] == "/problems/quota-exceeded"
 
 
+async def test_who_has_the_money_is_a_part_of_the_order(engine: Engine) -> None:
+    (unpaid,) = await results(engine, [an_order("owed")])
+    (other,) = await results(engine, [an_order("owed", collected_by="channel")])
+    assert (unpaid["status"], other["problem"]["type"]) == (201, "/problems/idempotency-mismatch")
+    paid, again = await results(engine, [an_order("had", collected_by="channel")] * 2)
+    assert (paid["status"], paid["order"]["status"], again["order"]) == (201, "paid", paid["order"])
+    (other,) = await results(engine, [an_order("had")])
+    assert other["problem"]["type"] == "/problems/idempotency-mismatch"
+
+
 async def test_no_shopper_orders_in_a_marketplace_s_name(engine: Engine) -> None:
     body = {"sale": "channels", "market": "SG", "lines": [{"sku": "KETTLE", "quantity": 1}], "channel": "lazada-sg"}
     (answer,) = await ask(

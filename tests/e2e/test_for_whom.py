@@ -75,6 +75,14 @@ async def test_a_year_s_imports_count_for_the_person_whatever_account_orders(eng
     await eventually(fits)
 
 
+async def test_another_person_under_the_same_key_is_another_order(engine: Engine) -> None:
+    first = await imported(engine, "imp-7", b"person-fou", SERUM)
+    again = await imported(engine, "imp-7", b"person-fou", SERUM)
+    assert (first.status, again.json()["id"]) == (201, first.json()["id"])
+    other = await imported(engine, "imp-7", b"person-fiv", SERUM)
+    assert (other.status, other.problem) == (422, "idempotency-mismatch")
+
+
 async def test_several_goods_beyond_one_order_s_limit_are_refused(engine: Engine) -> None:
     refused = await imported(engine, "imp-5", b"person-thr", WATCH, DRYER)
     assert (refused.status, refused.problem) == (409, "import-limit-exceeded")

@@ -186,6 +186,9 @@ def test_stock_is_compared_and_set_all_or_none(desk: Desk) -> None:
     said = desk.take(table(row("lamp", "L1", stock="7", Expected_Inventory_Qty="5"),
                            row("desk", "D1", stock="9", Expected_Inventory_Qty="6")))  # fmt: skip
     assert (said.code, said.places()) == (1, [(3, "Expected Inventory Qty", "stock-changed")])
+    # Beside a fault in another row, too.
+    both = desk.take(table(row("lamp", "L1", price="much"), row("desk", "D1", stock="9", Expected_Inventory_Qty="6")))
+    assert [place[0] for place in both.places()] == [2, 3] and both.code == 1
     assert desk.products("sku", "stock") == [("D1", 8), ("L1", 5)]
     edit = table(row("lamp", "L1", stock="7", Expected_Inventory_Qty="5"))
     assert desk.take(edit).all["updated"] == 1

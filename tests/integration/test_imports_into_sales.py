@@ -26,7 +26,7 @@ from tests.integration.shop import FRIDGE, Shop
 
 COLUMNS = ("Handle", "Title", "Variant SKU", "Variant Price", "Variant Inventory Qty", "Expected Inventory Qty",
            "Variant Grams")  # fmt: skip
-PRODUCT_LOCK = 0x666C7072  # of an import that is under way
+PRODUCT_LOCK = 0x666C7064  # ledger/products.py's
 WORKER = """
 import asyncio, sys
 from flashsale.importing import importer
