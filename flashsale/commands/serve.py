@@ -35,7 +35,7 @@ def serve(
     if chosen.processes > 1:
         import asyncio
 
-        from flashsale.front_ends import FrontEnds
+        from flashsale.engine.front_ends import FrontEnds
 
         asyncio.run(FrontEnds(chosen).run())
         sys.exit(0)

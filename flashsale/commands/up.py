@@ -16,7 +16,7 @@ import structlog
 import typer
 
 if TYPE_CHECKING:
-    from flashsale.supervisor import Supervisor
+    from flashsale.engine.supervisor import Supervisor
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -34,7 +34,7 @@ def up(
 ) -> None:
     """Start Valkey, PostgreSQL, worker and front ends with the demo sale; keep them running until Ctrl-C or SIGTERM."""
     from flashsale import logs, settings
-    from flashsale.supervisor import Supervisor
+    from flashsale.engine.supervisor import Supervisor
 
     chosen = settings.load(processes=processes, port=port)
     live = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
@@ -57,9 +57,11 @@ def up(
             if not live:
                 yield
                 return
-            from flashsale.status import show
+            from flashsale.engine.status import show
 
-            showing = asyncio.create_task(show(supervisor.redis_url, supervisor.database_url, supervisor.url))
+            showing = asyncio.create_task(
+                show(supervisor.parts.redis_url, supervisor.parts.database_url, supervisor.url)
+            )
             try:
                 yield
             finally:
@@ -84,7 +86,7 @@ def _silent(line: str) -> None:
 async def _announce(supervisor: Supervisor, as_json: bool) -> None:
     """Addresses, a curl line that works when pasted, and the `ready` line."""
     url = supervisor.url
-    order = await _order_to_try(supervisor.redis_url)
+    order = await _order_to_try(supervisor.parts.redis_url)
     token = _token(supervisor)
     curl = None if order is None else _curl(url, token, order)
     if as_json:

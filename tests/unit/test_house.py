@@ -30,13 +30,10 @@ WIRING = {
     "cli",
     "commands",
     "duties",
-    "embedded",
+    "engine",
     "importing",
     "merchandising",
-    "payments_sandbox",
     "recovery",
-    "status",
-    "supervisor",
     "worker",
 }
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 
-from flashsale.parts import DRAIN_GRACE_S, Backoff, OwnPart, exited, log, stopped
+from flashsale.engine.parts import DRAIN_GRACE_S, Backoff, OwnPart, exited, log, stopped
 from flashsale.settings import ENV_PREFIX, Settings
 
 

@@ -1,6 +1,6 @@
 """The parts of a running engine as processes: started, watched, started again and stopped.
 
-A part is whatever has a child process: a server of embedded.py, or this program again with another command. Every
+A part is whatever has a child process: a server of `embedded`, or this program again with another command. Every
 process is forked by the main thread (tether.py says why).
 """
 
@@ -29,7 +29,7 @@ KILLED_WITHIN_S = 0.5  # a killed process gives its memory back
 
 
 class Part(Protocol):
-    """Whatever has a child process: a server of embedded.py or a part of our own."""
+    """Whatever has a child process: a server of `embedded` or a part of our own."""
 
     process: subprocess.Popen[bytes] | None
 

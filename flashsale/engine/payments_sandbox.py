@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from flashsale import runfile
+from flashsale.engine.parts import OwnPart, living, reachable
 from flashsale.partners.payments.sandbox.server import Keys, keys_of
-from flashsale.parts import OwnPart, living, reachable
 from flashsale.settings import ENV_PREFIX, Settings
 
 HOST = "127.0.0.1"

