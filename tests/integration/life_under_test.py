@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 from pgqueuer.errors import RetryRequested
 
-from flashsale import audit, merchandising, recovery
+from flashsale import audit, merchandising
 from flashsale import errors as problems
 from flashsale.ledger import life, partitions, payments
 from flashsale.ledger.pool import Ledger
@@ -31,6 +31,7 @@ from flashsale.pipeline.journal_rows import read_journal
 from flashsale.pipeline.outbox import Outbox
 from flashsale.pipeline.provider_calls import ProviderCalls
 from flashsale.pipeline.refund_jobs import RefundJobs
+from flashsale.recovery import by_hand, rebuild
 from flashsale.reservation import commands, keys
 from flashsale.reservation.batch import arguments, script_keys
 from flashsale.reservation.events import APPEND, read_events, trim_events
@@ -113,8 +114,8 @@ CRASHES: Mapping[str, Point] = {
     "refund: applied, job not ended": Point(),
     "expiry: swept, not committed": Point(life, "expire", after=True),
     "expiry: committed, then forgotten": Point(),
-    "rebuild: epoch raised, Valkey not built": Point(recovery, "_delete_keys"),
-    "rebuild: built, doors not opened": Point(recovery, "accept"),
+    "rebuild: epoch raised, Valkey not built": Point(rebuild, "delete_keys"),
+    "rebuild: built, doors not opened": Point(by_hand, "accept"),
 }
 """Every named point at which a step of an order's life may be cut off."""
 
