@@ -7,7 +7,7 @@ RUN python -m venv /opt/flashsale
 COPY requirements.lock /src/
 RUN /opt/flashsale/bin/pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: -r /src/requirements.lock
 # The code last: a change of it leaves the packages' layer as it is.
-COPY pyproject.toml README.md /src/
+COPY pyproject.toml README.md LICENSE /src/
 COPY flashsale /src/flashsale
 RUN /opt/flashsale/bin/pip install --no-cache-dir --no-deps --no-build-isolation --no-index /src
 

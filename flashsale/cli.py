@@ -79,6 +79,10 @@ def root(
 
 def main() -> None:
     """The command's entry point: runs it, and turns what it raises into one line and an exit status."""
+    from flashsale.settings import misspelt
+
+    for line in misspelt(os.environ).values():
+        print(f"flashsale: {line}", file=sys.stderr)
     try:
         app(prog_name="flashsale")
     except KeyboardInterrupt:

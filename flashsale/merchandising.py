@@ -93,13 +93,17 @@ async def create(
     return made
 
 
+async def bring_up_to_date(valkey: redis.asyncio.Redis, ledger: Connection) -> None:
+    """At an engine's start: sales that there are sell into the world that this release knows, and Valkey has them."""
+    async with _catalogue_change(ledger) as catalogue:
+        if catalogue.sales and in_present_world(catalogue) is not catalogue:
+            await _store(ledger, catalogue.with_world(packaged()))
+    await _carry_over(valkey, ledger)
+
+
 async def ensure_demo_sale(valkey: redis.asyncio.Redis, ledger: Connection) -> bool:
     """Makes `double11` from the packaged file, open from now for 30 days; False, changing nothing, if it is there."""
     if await sales.get(ledger, DEMO_SALE) is not None:
-        async with _catalogue_change(ledger) as catalogue:
-            if in_present_world(catalogue) is not catalogue:
-                await _store(ledger, catalogue.with_world(packaged()))
-        await _carry_over(valkey, ledger)
         return False
     text = files("flashsale.sale").joinpath(f"{DEMO_SALE}.toml").read_text(encoding="utf-8")
     file = parse_sale_file(text, f"{DEMO_SALE}.toml")

@@ -9,7 +9,7 @@ import os
 import secrets
 from pathlib import Path
 
-from flashsale.settings import Settings
+from flashsale.settings import Settings, too_short
 
 SECRET_BYTES = 32  # of randomness, written as URL-safe text: what HS256 asks for at least
 
@@ -32,8 +32,8 @@ def find(settings: Settings) -> str:
         kept = place.read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as fault:
         raise NoSecret(f"no secret ({place}: {fault.strerror}): set FLASHSALE_SECRET or run `flashsale up`") from fault
-    if not kept:
-        raise NoSecret(f"the secret in {place} is empty: remove the file or set FLASHSALE_SECRET")
+    if short := too_short(kept):
+        raise NoSecret(f"{place}: {short}; put it there, or set FLASHSALE_SECRET: tokens made with the old one end")
     return kept
 
 

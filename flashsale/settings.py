@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,7 +22,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 ENV_PREFIX = "FLASHSALE_"
 KIB = 1024
 MIB = 1024 * KIB
-CARRIERS_KEY_MIN = 16  # bytes
+SECRET_MIN_BYTES = 32  # of every key that signs: one that is shorter can be found by trying (RFC 7518, section 3.2)
+HOW_TO_MAKE_ONE = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"
+NEAR = 0.8  # how alike a misspelt variable and a setting's must be for the one to be named, of 1
 
 # The unit of a setting whose name carries none.
 _UNITS = {
@@ -43,6 +47,8 @@ _UNITS = {
     "valkey_connections": "connections",
     "log_level": "level",
     "payments_url": "URL",
+    "public_url": "URL",
+    "payments_sandbox_url": "URL",
     "shop_url": "URL",
     "payments_api_key": "key",
     "identities_url": "URL",
@@ -57,6 +63,8 @@ _UNITS = {
     "webhook_circuit_failures": "tries",
     "webhook_log_days": "days",
 }
+SANDBOX_PAGES = "/sandbox/payments"
+"""The path under which the payments sandbox's pages are shown on the engine's port."""
 _PASSWORD = re.compile(r"(://[^:/@]*:)[^/@]*@")
 _SUFFIX_UNITS = {"_ms": "ms", "_s": "s", "_seconds": "s", "_bytes": "bytes", "_mb": "MiB"}
 
@@ -84,6 +92,9 @@ class Settings(BaseSettings):
 
     port: int = Field(8080, ge=1, le=65535, description="the one port for shoppers, pages and health")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on (in a container: 0.0.0.0)")
+    public_url: str | None = Field(
+        None, description="where shoppers reach the port (behind a proxy or a container's -p); unset: host and port"
+    )
     data_dir: Path = Field(
         Path(".flashsale"), description="run.json, the secret, and the files of the embedded Valkey and PostgreSQL"
     )
@@ -133,12 +144,15 @@ class Settings(BaseSettings):
     payments_url: str | None = Field(
         None, description="the payment provider's API (Stripe's); unset: `up` starts the sandbox and uses that"
     )
+    payments_sandbox_url: str | None = Field(
+        None, description="set by `up`: the sandbox whose pages to pay at are shown on this port; no money moves there"
+    )
     payments_api_key: SecretStr | None = Field(None, description="secret key of the payment provider's account")
     payments_webhook_secret: SecretStr | None = Field(
         None, description="with it the provider signs what it sends to /v1/webhooks/payments"
     )
     shop_url: str | None = Field(
-        None, description="where shoppers go after they paid, if they name no place; unset: host and port"
+        None, description="where shoppers go after they paid, if they name no place; unset: public_url"
     )
     payments_timeout_s: float = Field(10, gt=0, le=80, description="the longest that one call to the provider may take")
     payments_concurrency: int = Field(16, ge=1, le=200, description="calls to the provider under way at once")
@@ -203,6 +217,8 @@ class Settings(BaseSettings):
         "database_url",
         "secret",
         "payments_url",
+        "public_url",
+        "payments_sandbox_url",
         "shop_url",
         "payments_api_key",
         "identities_url",
@@ -224,19 +240,37 @@ class Settings(BaseSettings):
             raise ValueError("control characters and line breaks have no place in the secret")
         return value
 
-    @field_validator("payments_webhook_secret")
+    @field_validator("secret", "payments_webhook_secret")
     @classmethod
-    def _not_blank(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().strip():
-            raise ValueError("blanks are no secret: anybody could sign with them")
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and (short := too_short(value.get_secret_value())):
+            raise ValueError(short)
         return value
 
-    @field_validator("carriers_url")
+    @field_validator("redis_url")
+    @classmethod
+    def _spoken(cls, value: str | None) -> str | None:
+        if value is None or urlsplit(value).scheme in ("redis", "valkey", "unix"):
+            return value
+        if urlsplit(value).scheme in ("rediss", "valkeys"):
+            raise ValueError(
+                "TLS to Valkey is not spoken: end it beside the engine (stunnel, or a private network) and give redis://"
+            )
+        raise ValueError("redis://[user:password@]host:port/db, or unix:///path?db=N")
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("postgresql", "postgres"):
+            raise ValueError("postgresql://user:password@host:port/database")
+        return value
+
+    @field_validator("carriers_url", "public_url", "payments_sandbox_url")
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("https://", "http://")):
             raise ValueError("an http or https URL")
-        return value
+        return None if value is None else value.rstrip("/")
 
     @field_validator("carriers_secret")
     @classmethod
@@ -248,8 +282,8 @@ class Settings(BaseSettings):
             key = b64decode(given.removeprefix(name), validate=True) if given.startswith(name) else b""
         except ValueError:
             key = b""
-        if len(key) < CARRIERS_KEY_MIN:
-            raise ValueError(f"whsec_ and the base64 of at least {CARRIERS_KEY_MIN} bytes, as Standard Webhooks has it")
+        if len(key) < SECRET_MIN_BYTES:
+            raise ValueError(f"whsec_ and the base64 of at least {SECRET_MIN_BYTES} bytes, as Standard Webhooks has it")
         return value
 
     @field_validator("data_dir")
@@ -293,6 +327,11 @@ class Settings(BaseSettings):
             )
         return self
 
+    @property
+    def public_address(self) -> str:
+        """Where shoppers reach the engine, without a slash at its end."""
+        return self.public_url or f"http://{reachable(self.host)}:{self.port}"
+
     def knobs(self) -> Iterator[Knob]:
         """Every setting in the order of this file; secret and passwords are masked."""
         for name, field in type(self).model_fields.items():
@@ -311,11 +350,38 @@ class Settings(BaseSettings):
             )
 
 
+def reachable(host: str) -> str:
+    """The address under which this machine reaches a server that listens on host, as it stands in a URL."""
+    if host in ("0.0.0.0", "::", "localhost"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1" if host != "::" else "[::1]"
+    return f"[{host}]" if ":" in host else host
+
+
+def too_short(secret: str) -> str | None:
+    """Why nobody should sign with this secret; None where it is long enough. Blanks at its ends don't count."""
+    length = len(secret.strip().encode())
+    if length >= SECRET_MIN_BYTES:
+        return None
+    return f"a secret has at least {SECRET_MIN_BYTES} bytes, this one {length}; {HOW_TO_MAKE_ONE}"
+
+
 def unit_of(name: str) -> str:
     """The unit of a setting: from its name's suffix, else from the table above."""
     if name in _UNITS:
         return _UNITS[name]
     return next((unit for suffix, unit in _SUFFIX_UNITS.items() if name.endswith(suffix)), "")
+
+
+def misspelt(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are called like a setting and are none, each with a line: it would change nothing, in silence."""
+    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    unknown = sorted(name for name in environment if name.startswith(ENV_PREFIX) and name not in known)
+    lines = {}
+    for name in unknown:
+        near = get_close_matches(name, known, n=1, cutoff=NEAR)
+        meant = f"did you mean {near[0]}?" if near else "`flashsale config` lists the settings"
+        lines[name] = f"{name} is no setting and changes nothing: {meant}"
+    return lines
 
 
 def load(**overrides: Any) -> Settings:

@@ -206,6 +206,9 @@ class Payers:
             try:
                 async with self._http.post(url, data=form, headers=headers, allow_redirects=False) as answer:
                     await answer.read()
+                if answer.status == 503:  # asked through the engine, which says so of a sandbox that is away
+                    await asyncio.sleep(AGAIN_S)
+                    continue
                 order.said(f"sandbox {url.partition('/')[2][-40:]} {form} {answer.status}")
                 return answer.status
             except (aiohttp.ClientError, OSError, TimeoutError):

@@ -20,7 +20,7 @@ import stripe
 from tests.conftest import FLASHSALE, free_port
 
 API_KEY = "sk_test_51sandbox"
-WEBHOOK_SECRET = "whsec_sandbox"
+WEBHOOK_SECRET = "whsec_of_the_sandbox_and_long_enough"
 READY_WITHIN_S = 15
 
 

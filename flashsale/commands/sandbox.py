@@ -34,6 +34,10 @@ def payments(
     webhook_url: Annotated[
         str | None, typer.Option("--webhook-url", help="Where its events are sent; unset: they are only listed.")
     ] = None,
+    pages_url: Annotated[
+        str | None,
+        typer.Option("--pages-url", help="Where shoppers reach its pages, if by way of the engine; unset: here."),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option("--api-key", help="Better FLASHSALE_PAYMENTS_API_KEY, which no process list shows."),
@@ -63,6 +67,8 @@ def payments(
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if webhook_url is not None and not webhook_url.startswith(("http://", "https://")):
         raise typer.BadParameter("an http or https URL", param_hint="--webhook-url")
+    if pages_url is not None and not pages_url.startswith(("http://", "https://")):
+        raise typer.BadParameter("an http or https URL", param_hint="--pages-url")
     known = (
         api_key or (chosen.payments_api_key.get_secret_value() if chosen.payments_api_key else None),
         webhook_secret
@@ -79,7 +85,7 @@ def payments(
             made = [f"{name}: {key}" for name, key, given in zip(keys._fields, keys, known, strict=True) if not given]
             print("\n".join([f"payments sandbox {address}", *made]), flush=True)
 
-    uvloop.run(server.run(port, directory, webhook_url, keys, tell))
+    uvloop.run(server.run(port, directory, webhook_url, keys, tell, pages_url))
 
 
 @app.command(epilog="Example: flashsale sandbox channel --port 12112")

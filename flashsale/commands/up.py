@@ -30,6 +30,12 @@ def up(
         int | None, typer.Option("--processes", min=1, help="Front-end processes that share the port.")
     ] = None,
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="The port to serve on.")] = None,
+    demo: Annotated[
+        bool | None,
+        typer.Option(
+            "--demo/--no-demo", help="Make the demo sale if it is absent. Unset: unless FLASHSALE_DATABASE_URL is set."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one object when ready, and nothing else.")] = False,
 ) -> None:
     """Start Valkey, PostgreSQL, worker and front ends with the demo sale; keep them running until Ctrl-C or SIGTERM."""
@@ -49,7 +55,7 @@ def up(
         say = _silent if as_json else _say
         if live:
             say(f"starting on {chosen.data_dir} (log: {chosen.data_dir / 'engine.log'}) …")
-        supervisor = Supervisor(chosen, say, log_file)
+        supervisor = Supervisor(chosen, say, log_file, demo=chosen.database_url is None if demo is None else demo)
 
         @contextlib.asynccontextmanager
         async def when_ready() -> AsyncIterator[None]:

@@ -21,6 +21,7 @@ from flashsale.ledger import pool, webhook_endpoints, webhooks
 from flashsale.settings import load
 
 ANSWER_TIMEOUT_S = 30.0
+ALLOW = "FLASHSALE_WEBHOOK_ALLOW='[\"127.0.0.0/8\"]' (its network)"
 LIMIT_MAX = 10_000  # lines of the delivery log that one command prints
 
 Result = TypeVar("Result")
@@ -70,7 +71,12 @@ def add(
     from flashsale.front.webhook_endpoints import checked, outbound_of, register, shown
 
     async def command(connection: pool.Connection) -> dict[str, Any]:
-        wanted = await checked(outbound_of(load()), url, events)
+        try:
+            wanted = await checked(outbound_of(load()), url, events)
+        except Refused as refused:
+            if "url" in refused.members.get("fields", {}):
+                refused.members["fields"]["url"] += f". To send to it all the same: {ALLOW}, here and for the engine"
+            raise
         made, secret = await register(connection, owner="admin", url=url, events=wanted)
         return {**shown(made), "secret": secret}
 

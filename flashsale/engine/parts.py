@@ -115,10 +115,3 @@ async def stopped(part: Part, *asked: tuple[signal.Signals, float]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(clock() + KILLED_WITHIN_S if until is None else until):
                 await exited(part)
-
-
-def reachable(host: str) -> str:
-    """The address under which this machine reaches a server that listens on host, as it stands in a URL."""
-    if host in ("0.0.0.0", "::", "localhost"):  # noqa: S104 - compared, not bound
-        return "127.0.0.1" if host != "::" else "[::1]"
-    return f"[{host}]" if ":" in host else host

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TextIO
 
 from flashsale import runfile
-from flashsale.engine.parts import OwnPart, living, reachable
+from flashsale.engine.parts import OwnPart, living
 from flashsale.partners.payments.sandbox.server import Keys, keys_of
-from flashsale.settings import ENV_PREFIX, Settings
+from flashsale.settings import ENV_PREFIX, SANDBOX_PAGES, Settings, reachable
 
 HOST = "127.0.0.1"
 
@@ -41,10 +41,16 @@ class PaymentsSandbox(OwnPart):
         )
         self._port = _port(self._directory / "port")
         webhooks = f"http://{reachable(self._settings.host)}:{self._settings.port}/v1/webhooks/payments"
-        options = {"--port": str(self._port), "--data-dir": str(self._directory), "--webhook-url": webhooks}
+        options = {
+            "--port": str(self._port),
+            "--data-dir": str(self._directory),
+            "--webhook-url": webhooks,
+            "--pages-url": self._settings.public_address + SANDBOX_PAGES,
+        }
         self._command = ["sandbox", "payments", *(word for option in options.items() for word in option)]
         return {
             f"{ENV_PREFIX}PAYMENTS_URL": self.address,
+            f"{ENV_PREFIX}PAYMENTS_SANDBOX_URL": self.address,
             f"{ENV_PREFIX}PAYMENTS_API_KEY": self._keys.api_key,
             f"{ENV_PREFIX}PAYMENTS_WEBHOOK_SECRET": self._keys.webhook_secret,
         }

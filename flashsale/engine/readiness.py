@@ -10,8 +10,7 @@ import time
 import structlog
 
 from flashsale.engine.faults import SupervisorFault
-from flashsale.engine.parts import reachable
-from flashsale.settings import Settings
+from flashsale.settings import Settings, reachable
 
 log = structlog.get_logger("flashsale.supervisor")
 
@@ -38,20 +37,22 @@ async def check_given_valkey(settings: Settings) -> None:
         raise SupervisorFault("the Valkey of FLASHSALE_REDIS_URL is refused: " + "; ".join(lacking))
 
 
-async def migrated(database_url: str) -> None:
+async def migrated(settings: Settings, database_url: str) -> None:
     """The ledger has every table. Raises SupervisorFault."""
     from flashsale.ledger.migrate import migrate
+    from flashsale.ledger.pool import reason_of
 
     try:
         await migrate(database_url)
     except Exception as fault:
-        text = " ".join(str(fault).split())
-        raise SupervisorFault(f"the ledger can't be migrated: {type(fault).__name__}: {text}") from fault
+        whose = "the ledger" if settings.database_url is None else "the PostgreSQL of FLASHSALE_DATABASE_URL"
+        raise SupervisorFault(f"{whose} can't be migrated: {reason_of(fault)}") from fault
 
 
-async def become_ready(settings: Settings, redis_url: str, database_url: str) -> None:
-    """The demo sale is there and every front end takes orders. No time limit: a rebuild may run for minutes."""
-    await _make_demo_sale(redis_url, database_url)
+async def become_ready(settings: Settings, redis_url: str, database_url: str, *, demo: bool) -> None:
+    """The sales are there, with `demo` the demo sale too, and every front end takes orders. No time limit: a rebuild may
+    run for minutes."""
+    await _prepare_sales(redis_url, database_url, demo)
     wanted = READY_ANSWERS_A_FRONT * settings.processes if settings.processes > 1 else 1
     in_a_row = 0
     report_at = time.monotonic() + NOT_READY_REPORT_S
@@ -65,12 +66,13 @@ async def become_ready(settings: Settings, redis_url: str, database_url: str) ->
             await asyncio.sleep(READY_POLL_S)
 
 
-async def _make_demo_sale(redis_url: str, database_url: str) -> None:
-    """As soon as the worker has verified Valkey against the ledger; a part that is away for a moment comes back."""
+async def _prepare_sales(redis_url: str, database_url: str, demo: bool) -> None:
+    """The present world, and the demo sale where it is wanted, as soon as the worker has verified Valkey against the
+    ledger; a part that is away for a moment comes back."""
     from redis.exceptions import RedisError
 
     from flashsale.ledger.pool import connect
-    from flashsale.merchandising import CommandRefused, ensure_demo_sale
+    from flashsale.merchandising import CommandRefused, bring_up_to_date, ensure_demo_sale
     from flashsale.reservation import server
 
     client = server.connect(redis_url)
@@ -80,7 +82,8 @@ async def _make_demo_sale(redis_url: str, database_url: str) -> None:
             try:
                 ledger = await connect(database_url)
                 try:
-                    if await ensure_demo_sale(client, ledger):
+                    await bring_up_to_date(client, ledger)
+                    if demo and await ensure_demo_sale(client, ledger):
                         log.info("demo_sale.made")
                     return
                 finally:

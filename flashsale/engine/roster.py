@@ -10,7 +10,7 @@ from flashsale import runfile, tether
 from flashsale.embedded import PostgresServer, ValkeyServer
 from flashsale.engine.parts import OwnPart, Part, living
 from flashsale.engine.payments_sandbox import PaymentsSandbox
-from flashsale.settings import ENV_PREFIX, Settings
+from flashsale.settings import ENV_PREFIX, Settings, misspelt
 
 
 class Roster:
@@ -83,8 +83,9 @@ def _environment(settings: Settings) -> dict[str, str]:
         "processes": 1,
         "durability": settings.durability,
     }
+    strange = misspelt(os.environ)  # told once, by us
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in strange},
         **{f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in changed.items()},
         "PROMETHEUS_MULTIPROC_DIR": str(settings.data_dir / "metrics"),
     }

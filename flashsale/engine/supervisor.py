@@ -22,9 +22,9 @@ from flashsale.embedded import REPAIRS_MAX, ServerDied, ServerFault
 from flashsale.engine import readiness, stopping
 from flashsale.engine.claim import claim
 from flashsale.engine.faults import SupervisorFault
-from flashsale.engine.parts import Backoff, OwnPart, Part, exited, name_of, reachable
+from flashsale.engine.parts import Backoff, OwnPart, Part, exited, name_of
 from flashsale.engine.roster import Roster
-from flashsale.settings import Settings
+from flashsale.settings import Settings, reachable
 
 log = structlog.get_logger("flashsale.supervisor")
 
@@ -35,8 +35,12 @@ CANCELLED_WITHIN_S = 0.5  # our own tasks at the end; what they hang on is stopp
 class Supervisor:
     """One engine on one data directory and one port."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], parts_log: TextIO | None = None) -> None:
-        """say: prints a line for whoever started us. parts_log: where the parts log to; None: our stderr."""
+    def __init__(
+        self, settings: Settings, say: Callable[[str], None], parts_log: TextIO | None = None, *, demo: bool
+    ) -> None:
+        """say: prints a line for whoever started us. parts_log: where the parts log to; None: our stderr. demo: whether
+        there is to be a demo sale."""
+        self._demo = demo
         self.settings = settings
         self.url = f"http://{reachable(settings.host)}:{settings.port}"
         self.parts = Roster(settings, parts_log)
@@ -86,7 +90,7 @@ class Supervisor:
 
     async def _serve(self, when_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> None:
         await self._start_servers()
-        await readiness.migrated(self.parts.database_url)
+        await readiness.migrated(self.settings, self.parts.database_url)
         secret.find_or_make(self.settings)
         shutil.rmtree(self._data_dir / "metrics", ignore_errors=True)
         (self._data_dir / "metrics").mkdir(mode=0o700)
@@ -100,7 +104,7 @@ class Supervisor:
         if self.parts.postgres is not None:
             self._keep(self.parts.postgres, self._postgres_ready)
         becoming_ready = asyncio.create_task(
-            readiness.become_ready(self.settings, self.parts.redis_url, self.parts.database_url)
+            readiness.become_ready(self.settings, self.parts.redis_url, self.parts.database_url, demo=self._demo)
         )
         await self._first_failure(becoming_ready)
         self._was_ready = True

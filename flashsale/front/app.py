@@ -32,6 +32,7 @@ from flashsale.front import (
     quotes,
     returns,
     sales,
+    sandbox_pages,
     shoppers,
     stock,
     verification,
@@ -150,6 +151,8 @@ def make_app(context: FrontContext) -> web.Application:
             app.router.add_route(method, path, page)
     for path in HOT_PATHS:
         app.router.add_route("*", path, _hot_path_methods)
+    if context.settings.payments_sandbox_url is not None:
+        sandbox_pages.add_routes(app)
     app.on_response_prepare.append(_set_headers)
     app.on_shutdown.append(_stop_streams)
     return app

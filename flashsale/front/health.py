@@ -27,6 +27,8 @@ async def readyz(request: web.Request) -> web.Response:
     context = context_of(request)
     reasons = context.ready_reasons()
     warnings = await _ledger_warnings(context)
+    if context.settings.payments_sandbox_url is not None:
+        warnings.append("payments go to the sandbox: no money moves")
     response = answer(request, {"ready": not reasons, "reasons": reasons, "warnings": warnings})
     if reasons:
         response.set_status(503)

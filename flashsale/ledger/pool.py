@@ -50,14 +50,14 @@ class Ledger:
             async with asyncio.timeout(self._timeout_s):
                 connection = await pool.acquire()
         except CONNECTION_LOST as fault:
-            raise LedgerAway(_reason(fault)) from fault
+            raise LedgerAway(reason_of(fault)) from fault
         try:
             yield connection
         except CONNECTION_LOST as fault:
             with contextlib.suppress(asyncpg.InterfaceError):  # the pool has it already
                 # Else the pool asks a server that may be frozen to clean up: the wait twice over.
                 connection.terminate()
-            raise LedgerAway(_reason(fault)) from fault
+            raise LedgerAway(reason_of(fault)) from fault
         finally:
             # A server lost only now took nothing back of what was done: the pool has dropped the connection.
             with contextlib.suppress(*CONNECTION_LOST):
@@ -89,8 +89,11 @@ async def connect(
     try:
         return await asyncpg.connect(url, timeout=timeout_s, command_timeout=command_timeout_s)
     except CONNECTION_LOST as fault:
-        raise LedgerAway(_reason(fault)) from fault
+        raise LedgerAway(reason_of(fault)) from fault
 
 
-def _reason(fault: BaseException) -> str:
-    return f"PostgreSQL: {str(fault) or type(fault).__name__}"
+def reason_of(fault: BaseException) -> str:
+    """What PostgreSQL said, in one line without the links and hints that libraries add."""
+    original = getattr(fault, "orig", None) or fault  # SQLAlchemy's wrapper
+    lines = str(getattr(original, "__cause__", None) or original).splitlines()
+    return f"PostgreSQL: {lines[0] if lines and lines[0] else type(fault).__name__}"

@@ -55,6 +55,9 @@ _NUMBER = re.compile(r"(0[xX][0-9A-Fa-f]*|[0-9]+)\.?")
 _PLAIN = re.compile(rf"[!-\[\]-~]{{1,{URL_MAX}}}")  # printable ASCII without space and backslash
 
 
+NOT_PUBLIC = "the host has no public address, or is not one that is sent to"
+
+
 class Forbidden(Exception):
     """This address is not one that we send to; the text says why."""
 
@@ -214,7 +217,8 @@ class Outbound:
         if url.scheme != "https":
             raise Forbidden("only https is sent to")
         if not is_public(address):
-            raise Forbidden(f"{address} is not a public address")
+            # One text whatever the name resolves to: else anybody could ask what our resolver knows of inner names.
+            raise Forbidden(NOT_PUBLIC)
 
 
 class _Pinned(AbstractResolver):

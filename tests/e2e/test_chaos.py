@@ -41,13 +41,16 @@ PARTS = {
 
 
 async def ready_again(engine: Engine, killed: dict[str, int]) -> None:
-    """Returns when each of these parts runs as another process and /readyz is 200, without a warning."""
+    """Returns when each of these parts runs as another process and /readyz is 200, and the ledger is there."""
     deadline = time.monotonic() + BACK_WITHIN_S
     while any(pids(engine).get(name) in (pid, None) for name, pid in killed.items()):
         assert time.monotonic() < deadline, f"{killed} are not back: {engine.errors.read_text()[-4000:]}"
         await asyncio.sleep(0.02)
     await asyncio.to_thread(engine.wait_until_ready, BACK_WITHIN_S)
-    while (answer := (await ask(engine.port, get("/readyz")))[0]).status != 200 or answer.json()["warnings"]:
+    while True:
+        (answer,) = await ask(engine.port, get("/readyz"))
+        if answer.status == 200 and "the ledger" not in str(answer.json()["warnings"]):
+            return
         assert time.monotonic() < deadline, f"the ledger is not back: {engine.errors.read_text()[-4000:]}"
         await asyncio.sleep(0.02)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,12 +16,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 import flashsale
 from flashsale import unprivileged
 from tests.conftest import FLASHSALE, Engine
 from tests.processes import pids, still_running, tree, wait_until_gone
+from tests.wire import ask, get
 
 STOPPED_WITHIN_S = 20  # the contract's
 
@@ -47,6 +50,44 @@ def test_up_is_ready_and_its_curl_line_orders(engine: Engine) -> None:
     order = pasted(engine)
     assert (order["sale"], order["status"]) == ("double11", "reserved")
     assert pasted(engine)["id"] == order["id"]  # pasted twice it is the same order
+
+
+async def test_an_order_is_paid_through_the_engines_own_port(engine: Engine) -> None:
+    """As in a container, where the shopper's browser reaches that port alone."""
+    order = pasted(engine)
+    path, bearer = f"/v1/orders/{order['id']}/payment", curl_line(engine)[curl_line(engine).index("-H") + 1]
+    headers = dict([bearer.split(": ", 1)])
+    async with aiohttp.ClientSession() as browser:
+        body = {"method": "card", "return_url": f"{engine.url}/docs"}
+        async with browser.post(engine.url + path, json=body, headers=headers) as answer:
+            assert answer.status == 201, await answer.text()
+            pay_url = (await answer.json())["pay_url"]
+        assert pay_url.startswith(f"{engine.url}/sandbox/payments/c/pay/cs_")
+        async with browser.get(pay_url) as shown:
+            assert shown.status == 200
+            form = re.search(r'action="([^"]+)"', await shown.text())
+        assert form is not None
+        pay = {"method": "card", "action": "pay"}
+        async with browser.post(engine.url + form[1], data=pay, allow_redirects=False) as paid:
+            assert (paid.status, paid.headers["Location"]) == (303, f"{engine.url}/docs")
+        async with browser.get(engine.url + path, headers=headers) as seen:
+            assert (await seen.json())["status"] in ("none", "authorised")
+        # Its API and its faults stay where they are, and nothing leads out of its pages.
+        for strange in ("/v1/payment_intents", "/sandbox/faults", "/c/pay/..%2f..%2fv1", "/sandbox/"):
+            async with browser.get(f"{engine.url}/sandbox/payments{strange}") as refused:
+                assert refused.status == 404
+    warnings = (await ask(engine.port, get("/readyz")))[0].json()["warnings"]
+    assert "payments go to the sandbox: no money moves" in warnings
+
+
+async def test_a_misspelt_variable_is_told_and_a_database_of_ones_own_gets_no_demo_sale(
+    make_engine: Callable[..., Engine], ledger: str
+) -> None:
+    engine = make_engine(FLASHSALE_DATABASE_URL=ledger, FLASHSALE_PROT="80")
+    engine.start()
+    assert "FLASHSALE_PROT is no setting and changes nothing: did you mean FLASHSALE_PORT?" in engine.errors.read_text()
+    assert (await ask(engine.port, get("/v1/sales")))[0].json()["sales"] == []
+    assert "no sale is open" in engine.output.read_text()
 
 
 def test_run_json_names_every_part_and_is_private(engine: Engine) -> None:

@@ -26,7 +26,7 @@ from flashsale.sale.priced import Order, PricedSale
 from flashsale.sale.salefile import parse_sale_file
 from tests.integration.house import RESERVE, House, open_house
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+SECRET = "whsec_WYMOvDpBhBEFZr8aKQ0IRz39y9SSzkmLFM0aXi+i5EE="
 ACROSS = """
 [sale]
 id = "across"

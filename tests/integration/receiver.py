@@ -19,7 +19,7 @@ from flashsale.partners.outbound import Outbound, networks
 from flashsale.pipeline.webhooks import WebhookFanout, WebhookSender, jobs_of, now_ms
 
 LOOPBACK = networks(["127.0.0.0/8"])
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+SECRET = "whsec_WYMOvDpBhBEFZr8aKQ0IRz39y9SSzkmLFM0aXi+i5EE="
 ORDER = "o{:024d}"
 
 

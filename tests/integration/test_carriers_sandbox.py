@@ -33,7 +33,7 @@ from flashsale.partners.carriers.signing import Signing, request_text
 from flashsale.sale.tracking import Code
 from flashsale.sale.world import packaged
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+SECRET = "whsec_WYMOvDpBhBEFZr8aKQ0IRz39y9SSzkmLFM0aXi+i5EE="
 OTHER = "whsec_" + "QUJD" * 8
 KETTLE = Goods("KETTLE", "Kettle", 2, 3190, "8516.79", "CN")
 PARCEL = Parcel("o-1", "cainiao", "cainiao-standard", "CN", "SG", {"name": "王小明"}, 2300, "SGD", [KETTLE])

@@ -27,7 +27,7 @@ from flashsale.reservation import commands
 from tests.integration import contract
 from tests.integration.channel_house import FRIDGE, KETTLE, ChannelHouse, open_channel_house
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+SECRET = "whsec_WYMOvDpBhBEFZr8aKQ0IRz39y9SSzkmLFM0aXi+i5EE="
 SG = "/v1/channels/lazada-sg"
 LOOPBACK = ("127.0.0.0/8",)
 

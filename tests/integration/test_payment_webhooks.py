@@ -23,7 +23,7 @@ from tests.conftest import FLASHSALE, free_port
 from tests.integration.shop import Shop
 from tests.wire import Answer, Wire, ask, get, post_order
 
-SECRET = "whsec_of_these_tests"
+SECRET = "whsec_of_these_tests_and_long_enough"
 PATH = "/v1/webhooks/payments"
 BODY_MAX = 8 * 1024
 WITHIN_S = 20  # only a failing test waits this long

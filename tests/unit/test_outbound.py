@@ -207,7 +207,7 @@ def due(secret: str) -> Due:
     )
 
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+SECRET = "whsec_WYMOvDpBhBEFZr8aKQ0IRz39y9SSzkmLFM0aXi+i5EE="
 
 
 def test_what_is_sent_verifies_with_the_standards_own_library_and_with_no_other_secret() -> None:

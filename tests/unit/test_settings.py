@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flashsale import runfile, secret, settings
-from flashsale.settings import Settings, SettingsFault
+from flashsale.settings import Settings, SettingsFault, misspelt
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_every_setting_says_its_unit_and_meaning() -> None:
 def test_secrets_are_masked() -> None:
     shown = {
         knob.name: str(knob.value)
-        for knob in loaded(SECRET="swordfish", DATABASE_URL="postgresql://ann:hunter2@db/sale").knobs()
+        for knob in loaded(SECRET="swordfish" * 4, DATABASE_URL="postgresql://ann:hunter2@db/sale").knobs()
     }
     assert shown["secret"] == "(set)"
     assert shown["database_url"] == "postgresql://ann:***@db/sale"
@@ -61,6 +61,13 @@ def test_secrets_are_masked() -> None:
         ("PARTITIONS", "2", "not built yet"),
         ("BACKLOG_MAX_BYTES", str(2**40), "MAXMEMORY_MB"),
         ("SECRET", "two\nlines", "line breaks"),
+        ("SECRET", "x" * 31, "at least 32 bytes, this one 31"),
+        ("SECRET", "x" + " " * 40, "at least 32 bytes, this one 1"),
+        ("PAYMENTS_WEBHOOK_SECRET", "whsec_short", "at least 32 bytes"),
+        ("CARRIERS_SECRET", "whsec_" + "QUJD" * 10, "at least 32 bytes"),
+        ("REDIS_URL", "rediss://valkey:6379/0", "TLS"),
+        ("REDIS_URL", "http://valkey", "redis://"),
+        ("DATABASE_URL", "mysql://db/sale", "postgresql://"),
     ],
 )
 def test_a_fault_is_one_line_that_names_the_variable(name: str, value: str, words: str) -> None:
@@ -83,11 +90,14 @@ def test_a_secret_is_made_once(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
 
 
+GIVEN = "gegeben-für-光棍节-und-lang-genug"
+
+
 def test_a_given_secret_is_kept_for_later(tmp_path: Path) -> None:
-    assert secret.find_or_make(loaded(DATA_DIR=str(tmp_path), SECRET="gegeben-光棍节")) == "gegeben-光棍节"
-    assert secret.find(loaded(SECRET="")) == "gegeben-光棍节"
-    assert secret.find_or_make(loaded(SECRET="another")) == "another"
-    assert (tmp_path / "secret").read_text(encoding="utf-8") == "another"
+    assert secret.find_or_make(loaded(DATA_DIR=str(tmp_path), SECRET=GIVEN)) == GIVEN
+    assert secret.find(loaded(SECRET="")) == GIVEN
+    assert secret.find_or_make(loaded(SECRET="another" * 5)) == "another" * 5
+    assert (tmp_path / "secret").read_text(encoding="utf-8") == "another" * 5
 
 
 def test_addresses_come_from_the_environment_then_from_the_running_engine(tmp_path: Path) -> None:
@@ -115,3 +125,16 @@ def test_a_torn_run_file_is_no_run_file(tmp_path: Path) -> None:
     assert runfile.read(tmp_path) is None
     (tmp_path / "run.json").write_text("[]")
     assert runfile.read(tmp_path) is None
+
+
+def test_a_misspelt_variable_is_told_with_the_one_that_was_meant() -> None:
+    told = misspelt({"FLASHSALE_PROT": "80", "FLASHSALE_PORT": "80", "FLASHSALE_X": "", "PATH": "/bin"})
+    assert list(told) == ["FLASHSALE_PROT", "FLASHSALE_X"]
+    assert "did you mean FLASHSALE_PORT?" in told["FLASHSALE_PROT"]
+    assert "`flashsale config`" in told["FLASHSALE_X"]
+
+
+def test_a_secret_that_was_kept_and_is_too_short_is_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("kept-by-an-earlier-release\n")
+    with pytest.raises(secret.NoSecret, match="at least 32 bytes, this one 26"):
+        secret.find(loaded(DATA_DIR=str(tmp_path)))

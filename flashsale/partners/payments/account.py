@@ -15,5 +15,5 @@ def open_account(settings: Settings) -> PaymentProvider | None:
         settings.payments_api_key.get_secret_value(),
         settings.payments_url,
         timeout_s=settings.payments_timeout_s,
-        return_url=settings.shop_url or f"http://{settings.host}:{settings.port}/",
+        return_url=settings.shop_url or f"{settings.public_address}/",
     )

@@ -35,8 +35,9 @@ _STYLE = (
 class Pages:
     """The HTML routes of one sandbox."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, prefix: str) -> None:
+        """`prefix`: of the paths under which shoppers reach the pages; "" where they come here themselves."""
+        self._store, self._prefix = store, prefix
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -70,7 +71,7 @@ class Pages:
 
     async def _session(self, request: web.Request) -> web.Response:
         session, about = await self._of_session(request.match_info["id"], _language(request))
-        return _session_page(session, about, declined=False, language=_language(request))
+        return self._session_page(session, about, declined=False, language=_language(request))
 
     async def _of_session(self, session_id: str, language: str) -> tuple[Object, Object]:
         def read(change: Change) -> tuple[Object, Object]:
@@ -106,7 +107,7 @@ class Pages:
         session, about, _ = await self._found(pay, _language(request))
         if session["status"] == "complete":
             return _redirect(session["success_url"].replace("{CHECKOUT_SESSION_ID}", session["id"]))
-        return _session_page(session, about, declined=True, language=_language(request))
+        return self._session_page(session, about, declined=True, language=_language(request))
 
     async def _wallet(self, request: web.Request) -> web.Response:
         language = _language(request)
@@ -117,8 +118,8 @@ class Pages:
         target = about["next_action"][about["next_action"]["type"]]["return_url"]
         name = _WALLET_NAMES[wallet]
         pay = say("Pay with {name}", language).format(name=name)
-        forms = _form_of(f"/r/{about['id']}", wallet, "pay", pay)
-        forms += _form_of(f"/r/{about['id']}", wallet, "decline", say("Decline", language))
+        forms = _form_of(f"{self._prefix}/r/{about['id']}", wallet, "pay", pay)
+        forms += _form_of(f"{self._prefix}/r/{about['id']}", wallet, "decline", say("Decline", language))
         return _page(name, f"{_what_is_paid(about, language)}{forms}", target, language)
 
     async def _pay_wallet(self, request: web.Request) -> web.Response:
@@ -143,6 +144,20 @@ class Pages:
         added = urlencode({"payment_intent": about["id"], "redirect_status": outcome})
         path, _, fragment = target.partition("#")
         return _redirect(f"{path}{'&' if '?' in path else '?'}{added}{'#' if fragment else ''}{fragment}")
+
+    def _session_page(self, session: Object, about: Object, *, declined: bool, language: str) -> web.Response:
+        body = _what_is_paid(about, language)
+        if session["status"] != "open":
+            body += f"<p>{escape(_state(about, language))}</p>"
+        else:
+            if declined:
+                note = say("The payment was declined. Try again.", language)
+                body += f'<p role="alert">{escape(note)}</p>'
+            for method_type in about["payment_method_types"]:
+                name, path = _method_name(method_type, language), f"{self._prefix}/c/pay/{session['id']}"
+                body += _form_of(path, method_type, "pay", say("Pay with {name}", language).format(name=name))
+                body += _form_of(path, method_type, "decline", say("{name}: decline", language).format(name=name))
+        return _page(say("Checkout", language), body, session["success_url"], language)
 
 
 class _Ended(web.HTTPException):
@@ -224,21 +239,6 @@ def _paid_page(about: Object, language: str) -> web.Response:
     """Of a payment with which there is nothing to do here."""
     body = f"{_what_is_paid(about, language)}<p>{escape(_state(about, language))}</p>"
     return _page(say("Payment", language), body, language=language)
-
-
-def _session_page(session: Object, about: Object, *, declined: bool, language: str) -> web.Response:
-    body = _what_is_paid(about, language)
-    if session["status"] != "open":
-        body += f"<p>{escape(_state(about, language))}</p>"
-    else:
-        if declined:
-            note = say("The payment was declined. Try again.", language)
-            body += f'<p role="alert">{escape(note)}</p>'
-        for method_type in about["payment_method_types"]:
-            name, path = _method_name(method_type, language), f"/c/pay/{session['id']}"
-            body += _form_of(path, method_type, "pay", say("Pay with {name}", language).format(name=name))
-            body += _form_of(path, method_type, "decline", say("{name}: decline", language).format(name=name))
-    return _page(say("Checkout", language), body, session["success_url"], language)
 
 
 def _page(title: str, body: str, leads_to: str | None = None, language: str = ENGLISH) -> web.Response:

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
@@ -62,9 +63,15 @@ def keys_of(data_dir: Path, api_key: str | None, webhook_secret: str | None) -> 
 
 
 async def run(
-    port: int, data_dir: Path, webhook_url: str | None, keys: Keys, when_ready: Callable[[str], None]
+    port: int,
+    data_dir: Path,
+    webhook_url: str | None,
+    keys: Keys,
+    when_ready: Callable[[str], None],
+    pages_url: str | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; `when_ready` is told the address. Raises SandboxFault where it can't start."""
+    """Serve until SIGINT or SIGTERM; `when_ready` is told the address. `pages_url`: where shoppers reach the pages, if
+    not at that address. Raises SandboxFault where it can't start."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -72,13 +79,14 @@ async def run(
         listening = _bound(held, port)
         _locked(held, data_dir)
         base_url = f"http://{HOST}:{listening.getsockname()[1]}"
+        pages = (pages_url or base_url).rstrip("/")
         store = Store(data_dir / "sandbox.sqlite", ENABLED if webhook_url is not None else frozenset())
         try:
             await store.start()
         except sqlite3.Error as fault:
             raise SandboxFault(f"{data_dir / 'sandbox.sqlite'} can't be used: {fault}") from fault
         application = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[_same_site])
-        for part in (Api(store, keys.api_key, base_url), Pages(store), Controls(store)):
+        for part in (Api(store, keys.api_key, pages), Pages(store, urlsplit(pages).path), Controls(store)):
             application.add_routes(part.routes())
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_WITHIN_S, handle_signals=False)
         await runner.setup()
