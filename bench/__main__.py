@@ -44,7 +44,7 @@ def main() -> int:
     pin([os.getpid()], OTHER_CORE)
     RESULTS.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=RESULTS))
-    bench = Bench(folder, options.seconds, options.repeat)
+    bench = Bench(folder, options.seconds, options.repeat, options.size)
     began = time.monotonic()
     failed = []
     for names, measure in FAMILIES:
@@ -83,11 +83,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of: {', '.join(NAMES)}")
     parser.add_argument("--seconds", type=float, default=8, help="length of one load (default 8)")
     parser.add_argument("--repeat", type=int, default=3, help="repeats of each figure, in turn (default 3)")
+    parser.add_argument(
+        "--size", type=float, default=1, help="share of the fixed sizes, to try the bench itself: 0.01 (default 1)"
+    )
     parser.add_argument("--json", type=Path, help="where the JSON goes (default: bench-results/<time>.json)")
     parser.add_argument("--keep", action="store_true", help="keep the servers' folders and logs")
     options = parser.parse_args()
-    if options.seconds < 1 or options.repeat < 1:
-        parser.error("--seconds and --repeat must be at least 1")
+    if options.seconds < 1 or options.repeat < 1 or not 0 < options.size <= 1:
+        parser.error("--seconds and --repeat must be at least 1, --size above 0 and at most 1")
     return options
 
 

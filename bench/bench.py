@@ -51,9 +51,20 @@ class Bench:
     folder: Path
     seconds: float
     repeat: int
+    size: float = 1.0
+    """The share of the fixed sizes (orders, holds) that is measured: below 1 the figures mean nothing, but are made."""
     samples: dict[str, list[float]] = field(default_factory=dict)
     raw: list[dict[str, object]] = field(default_factory=list)
     _numbers: count[int] = field(default_factory=lambda: count(1))
+
+    def sized(self, orders: int) -> int:
+        """A fixed size as this run has it."""
+        return max(1, round(orders * self.size))
+
+    @property
+    def warm_up_s(self) -> float:
+        """How long a server is warmed up before it is measured."""
+        return max(1.0, WARM_UP_S * self.size)
 
     def add(self, figure: str, value: float) -> None:
         self.samples.setdefault(figure, []).append(value)

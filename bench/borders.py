@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.bench import WARM_UP_S, Bench
+from bench.bench import Bench
 from bench.engine import Engine
 
 FIGURES = ("border", "border-front")
@@ -11,7 +11,7 @@ FIGURES = ("border", "border-front")
 def measure(bench: Bench, wanted: frozenset[str]) -> None:
     with Engine(bench.new_folder("borders")) as engine:
         for ships_from in (None, "CN"):
-            bench.load_engine(engine, WARM_UP_S, ships_from=ships_from)
+            bench.load_engine(engine, bench.warm_up_s, ships_from=ships_from)
         for _ in range(bench.repeat):
             bare = bench.load_engine(engine)
             across = bench.load_engine(engine, ships_from="CN")

@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from bench.bench import SKUS, WARM_UP_S, Bench, Measured
+from bench.bench import SKUS, Bench, Measured
 from bench.engine import FLASHSALE, SECRET, Engine
 from bench.load import write_plan
 
@@ -25,8 +25,8 @@ def measure(bench: Bench, wanted: frozenset[str]) -> None:
 
 def _measure(bench: Bench, durability: str) -> None:
     with Engine(bench.new_folder(f"channel-{durability}"), durability) as engine:
-        bench.load_engine(engine, WARM_UP_S)
-        _load(bench, engine, WARM_UP_S)
+        bench.load_engine(engine, bench.warm_up_s)
+        _load(bench, engine, bench.warm_up_s)
         for _ in range(bench.repeat):
             single = bench.load_engine(engine)
             many = _load(bench, engine, bench.seconds)

@@ -78,7 +78,7 @@ def _note(bench: Bench, what: str, orders: int, wall_s: float, cpu_s: float) -> 
 
 
 def _one_by_one(bench: Bench, valkey: Valkey, file: str) -> float:
-    client = valkey.client
+    client, orders = valkey.client, bench.sized(ONE_BY_ONE)
     client.flushall()
     names = [f"{{o}}:{SALE}:{name}" for name in ("stock", "buyers", "seen", "orders")]
     if file == LEANEST:
@@ -92,7 +92,7 @@ def _one_by_one(bench: Bench, valkey: Valkey, file: str) -> float:
         "-s",
         valkey.socket,
         "-n",
-        str(ONE_BY_ONE),
+        str(orders),
         "-c",
         str(PIPELINES),
         "-P",
@@ -110,9 +110,9 @@ def _one_by_one(bench: Bench, valkey: Valkey, file: str) -> float:
     cpu_s = valkey.cpu_s() - before
     rates = re.findall(r"([\d.]+) requests per second", done.stdout)
     accepted = client.xlen(names[3])
-    if not rates or accepted < 0.999 * ONE_BY_ONE:
-        raise BenchFault(f"redis-benchmark: {accepted} of {ONE_BY_ONE} orders accepted: {done.stdout[-300:]}")
-    return _note(bench, f"one order a call, {file}", ONE_BY_ONE, ONE_BY_ONE / float(rates[-1]), cpu_s)
+    if not rates or accepted < 0.999 * orders:
+        raise BenchFault(f"redis-benchmark: {accepted} of {orders} orders accepted: {done.stdout[-300:]}")
+    return _note(bench, f"one order a call, {file}", orders, orders / float(rates[-1]), cpu_s)
 
 
 # --- in batches ---
@@ -130,7 +130,8 @@ def _in_batches(bench: Bench, valkey: Valkey, quota: int) -> float:
     client.hset(keys.stock(PARTITION, SALE), mapping=dict.fromkeys(range(len(SKUS)), PLENTY))
     script = Script("reserve")
     client.script_load(script.source)
-    commands = list(_commands(client, script.sha, quota))
+    batches = WARM_UP_BATCHES + bench.sized(BATCHES - WARM_UP_BATCHES)
+    commands = list(_commands(client, script.sha, quota, batches))
     with socket.socket(socket.AF_UNIX) as wire:
         wire.connect(valkey.socket)
         _send_all(wire, commands[:WARM_UP_BATCHES])
@@ -138,7 +139,7 @@ def _in_batches(bench: Bench, valkey: Valkey, quota: int) -> float:
         _send_all(wire, commands[WARM_UP_BATCHES:])
         wall_s, cpu_s = time.perf_counter() - began, valkey.cpu_s() - before
     name = "reserve.lua in batches of 256, " + ("with quota" if quota else "without quota")
-    return _note(bench, name, (BATCHES - WARM_UP_BATCHES) * BATCH, wall_s, cpu_s)
+    return _note(bench, name, (batches - WARM_UP_BATCHES) * BATCH, wall_s, cpu_s)
 
 
 def _send_all(wire: socket.socket, commands: list[bytes]) -> None:
@@ -156,13 +157,13 @@ def _send_all(wire: socket.socket, commands: list[bytes]) -> None:
             waiting -= 1
 
 
-def _commands(client: redis.Redis, sha: str, quota: int) -> Iterator[bytes]:
-    """BATCHES calls of reserve.lua as bytes; every order has an id and a shopper of its own."""
+def _commands(client: redis.Redis, sha: str, quota: int, batches: int) -> Iterator[bytes]:
+    """So many calls of reserve.lua as bytes; every order has an id and a shopper of its own."""
     names = script_keys(PARTITION, SALE)
     skus = [number % len(SKUS) for number in range(BATCH)]
     lines = struct.Struct(f">{BATCH}H").pack
     quotas = lines(*[quota] * BATCH) if quota else b""
-    for _ in range(BATCHES):
+    for _ in range(batches):
         ids = [os.urandom(12) for _ in range(BATCH)]
         heads = [b"h" + os.urandom(8) + VERSION.to_bytes(3, "big") for _ in range(BATCH)]
         fields = [os.urandom(10) + sku.to_bytes(2, "big") for sku in skus] if quota else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.bench import WARM_UP_S, Bench
+from bench.bench import Bench
 from bench.engine import Engine
 
 GROWTH = ("growth",)
@@ -17,13 +17,13 @@ def measure_growth(bench: Bench, wanted: frozenset[str]) -> None:
     """Each repeat begins with an empty engine; a window runs from one quiet moment to the next, all committed."""
     for _ in range(bench.repeat):
         with Engine(bench.new_folder("growth")) as engine:
-            total = bench.load_engine(engine, WARM_UP_S).orders
-            while total < FEW:
+            total = bench.load_engine(engine, bench.warm_up_s).orders
+            while total < bench.sized(FEW):
                 total += bench.load_engine(engine, 1).orders
             early = bench.load_engine(engine)
             total += early.orders
-            while total < MANY:
-                total += bench.load_engine(engine, FILL_S).orders
+            while total < bench.sized(MANY):
+                total += bench.load_engine(engine, max(1.0, FILL_S * bench.size)).orders
             late = bench.load_engine(engine)
             bench.note("growth", orders=total, early_us=round(early.all_us, 2), late_us=round(late.all_us, 2))
             bench.add("growth", late.all_us / early.all_us)
@@ -35,7 +35,7 @@ def measure_memory(bench: Bench, wanted: frozenset[str]) -> None:
         with Engine(bench.new_folder("memory")) as engine:
             bench.load_engine(engine, 1)
             before, orders = _used_memory(engine), 0
-            while orders < MEMORY_ORDERS:
+            while orders < bench.sized(MEMORY_ORDERS):
                 orders += bench.load_engine(engine).orders
             after = _used_memory(engine)
             bench.note("Valkey's memory", orders=orders, before_bytes=before, after_bytes=after)

@@ -17,20 +17,16 @@ from itertools import pairwise
 
 import asyncpg
 
-from bench.bench import WARM_UP_S, Bench
+from bench.bench import Bench
 from bench.engine import CATCH_UP_S, JOURNAL, Engine
 from bench.load import run_wrk
 from bench.machine import FRONT_CORE, OTHER_CORE, BenchFault, pin
+from flashsale.ledger.orders import COPY_COLUMNS
 
 FIGURES = ("ledger",)
 ORDERS = 300_000
 POLL_S = 0.005
 READ_ENTRIES = 500  # of the journal at once
-COLUMNS = [
-    *("id", "sale", "shopper", "idempotency_key", "market", "channel", "lane", "ship_to"),
-    *("skus", "quantities", "prices", "total", "currency", "catalogue_version", "fingerprint", "hold_ms"),
-    *("partition", "journal_ms", "journal_seq"),
-]
 
 EntryId = tuple[int, int]
 
@@ -49,7 +45,7 @@ class Journal:
 
 def measure(bench: Bench, wanted: frozenset[str]) -> None:
     with Engine(bench.new_folder("ledger"), "memory") as engine:
-        bench.load_engine(engine, WARM_UP_S)
+        bench.load_engine(engine, bench.warm_up_s)
         pin(engine.pids("worker"), FRONT_CORE)
         pin([os.getpid()], FRONT_CORE)
         try:
@@ -70,7 +66,7 @@ def _fill(bench: Bench, engine: Engine) -> Journal:
     for pid in engine.pids("worker"):
         os.kill(pid, signal.SIGSTOP)
     after = engine.last_entry()
-    while (journal := _read(engine, after)).rows_up_to == {} or journal.rows < ORDERS:
+    while (journal := _read(engine, after)).rows_up_to == {} or journal.rows < bench.sized(ORDERS):
         sale = engine.create_sale(bench.new_sale())
         seen = run_wrk(engine.port, bench.engine_plan(sale, bench.seconds), bench.seconds)
         if seen.refused or seen.broken:
@@ -133,7 +129,7 @@ async def _bare_copy(engine: Engine, journal: Journal) -> float:
     try:
         await ledger.execute("CREATE TABLE bare_copy (LIKE orders INCLUDING ALL)")
         began = time.perf_counter()
-        await ledger.copy_to_table("bare_copy", source=chunks(), columns=COLUMNS, format="text")
+        await ledger.copy_to_table("bare_copy", source=chunks(), columns=COPY_COLUMNS, format="text")
         took_s = time.perf_counter() - began
         rows = await ledger.fetchval("SELECT count(*) FROM bare_copy")
         await ledger.execute("DROP TABLE bare_copy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.bench import WARM_UP_S, Bench
+from bench.bench import Bench
 from bench.engine import Engine
 from bench.load import CONNECTIONS, page_request, run_wrk
 from bench.machine import BenchFault
@@ -30,7 +30,7 @@ class Spent:
 def measure(bench: Bench, wanted: frozenset[str]) -> None:
     turn_s = max(1.0, bench.seconds / TURNS)
     with Engine(bench.new_folder("pages")) as engine:
-        bench.load_engine(engine, WARM_UP_S)
+        bench.load_engine(engine, bench.warm_up_s)
         for _ in range(bench.repeat):
             spent = {kind: Spent() for kind in ("orders", "pages", "alternating")}
             for _ in range(TURNS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.bench import ORDINARY_TOKENS_A_SECOND, SKUS, WARM_UP_S, Bench
+from bench.bench import ORDINARY_TOKENS_A_SECOND, SKUS, Bench
 from bench.engine import SECRET, Engine
 from bench.load import CONNECTIONS, Seen, order_body, run_wrk
 from bench.machine import BenchFault
@@ -14,7 +14,7 @@ FIGURES = ("refusals",)
 def measure(bench: Bench, wanted: frozenset[str]) -> None:
     folder = bench.new_folder("refusals")
     with Engine(folder) as engine, Valkey(folder, "fsync") as valkey:
-        _refused_by_engine(bench, engine, WARM_UP_S)
+        _refused_by_engine(bench, engine, bench.warm_up_s)
         for _ in range(bench.repeat):
             ours = _refused_by_engine(bench, engine, bench.seconds)
             theirs = _refused_by_ordinary(bench, valkey)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.bench import WARM_UP_S, Bench
+from bench.bench import Bench
 from bench.engine import Engine
 from bench.load import order_body
 from bench.yardsticks import Valkey
@@ -26,7 +26,7 @@ def _measure(bench: Bench, wanted: frozenset[str], durability: str) -> None:
     against_nginx = bool(wanted & {"front", "committed"})
     with Engine(folder, durability) as engine, Valkey(folder, durability) as valkey:
         body, full_body = sample_answer(bench, engine, False), sample_answer(bench, engine, True)
-        bench.load_engine(engine, WARM_UP_S)
+        bench.load_engine(engine, bench.warm_up_s)
         for _ in range(bench.repeat):
             measured = bench.load_engine(engine)
             if against_ordinary:
