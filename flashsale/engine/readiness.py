@@ -50,7 +50,7 @@ async def migrated(settings: Settings, database_url: str) -> None:
 
 
 async def become_ready(settings: Settings, redis_url: str, database_url: str, *, demo: bool) -> None:
-    """The sales are there, with `demo` the demo sale too, and every front end takes orders. No time limit: a rebuild may
+    """The sales are there (with `demo` the demo sale too) and every front end takes orders. No limit: a rebuild may
     run for minutes."""
     await _prepare_sales(redis_url, database_url, demo)
     wanted = READY_ANSWERS_A_FRONT * settings.processes if settings.processes > 1 else 1
