@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from flashsale.ledger.webhooks import Due
-from flashsale.partners.outbound import Forbidden, Outbound, is_public, networks
+from flashsale.partners.outbound import NOT_PUBLIC, Forbidden, Outbound, is_public, networks
 from flashsale.pipeline.webhooks import signed
 from tests import corpora
 
@@ -174,8 +174,9 @@ async def test_one_private_address_of_many_refuses_the_name() -> None:
         return ["8.8.8.8", "2606:4700:4700::1111", "10.0.0.1"]
 
     outbound = Outbound(timeout_s=1, lookup=lookup)
-    with pytest.raises(Forbidden, match=r"10\.0\.0\.1"):
+    with pytest.raises(Forbidden) as refused:
         await outbound.addresses(outbound.parse("https://merchant.example/"))
+    assert str(refused.value) == NOT_PUBLIC  # what our resolver knows of inner names is nobody's business
 
 
 async def test_a_name_of_too_many_addresses_is_refused() -> None:
