@@ -24,7 +24,7 @@ KIB = 1024
 MIB = 1024 * KIB
 SECRET_MIN_BYTES = 32  # of every key that signs: one that is shorter can be found by trying (RFC 7518, section 3.2)
 HOW_TO_MAKE_ONE = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"
-NEAR = 0.8  # how alike a misspelt variable and a setting's must be for the one to be named, of 1
+NEAR = 0.7  # how alike a misspelt variable and a setting's must be for the one to be named, of 1
 
 # The unit of a setting whose name carries none.
 _UNITS = {
@@ -378,8 +378,9 @@ def misspelt(environment: Mapping[str, str]) -> dict[str, str]:
     unknown = sorted(name for name in environment if name.startswith(ENV_PREFIX) and name not in known)
     lines = {}
     for name in unknown:
-        near = get_close_matches(name, known, n=1, cutoff=NEAR)
-        meant = f"did you mean {near[0]}?" if near else "`flashsale config` lists the settings"
+        own, names = name.removeprefix(ENV_PREFIX), [each.removeprefix(ENV_PREFIX) for each in known]
+        near = get_close_matches(own, names, n=1, cutoff=NEAR)
+        meant = f"did you mean {ENV_PREFIX}{near[0]}?" if near else "`flashsale config` lists the settings"
         lines[name] = f"{name} is no setting and changes nothing: {meant}"
     return lines
 
