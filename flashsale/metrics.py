@@ -1,5 +1,5 @@
 """Every metric of the engine, under its name. Any process answers for all: prometheus-client keeps the numbers of each
-in files of DATA_DIR/metrics (PROMETHEUS_MULTIPROC_DIR, set before this module is imported; emptied by `flashsale up`).
+in files that all of them read (metrics_files.py: joined before this module is imported; emptied by `flashsale up`).
 
 The hot path comes here once a batch, never once an order: writing one number costs about a microsecond.
 """
@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import REGISTRY, Collector
+
+from flashsale import metrics_files
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -207,24 +209,6 @@ def exposition(*collectors: Collector) -> bytes:
         registry.register(collector)
     if directory is None:
         return generate_latest(REGISTRY) + generate_latest(registry)
-    _forget_the_dead(Path(directory))
+    metrics_files.forget_the_dead(Path(directory))
     MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
-
-
-def _forget_the_dead(directory: Path) -> None:
-    """Removes the gauges of dead processes: what they counted stays true for ever, what they had in flight does not."""
-    for file in directory.glob("gauge_live*_*.db"):
-        pid = file.stem.rpartition("_")[2]
-        if pid.isdigit() and not _lives(int(pid)):
-            file.unlink(missing_ok=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

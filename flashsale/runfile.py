@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import TypedDict
 
+import msgspec
 from pydantic import SecretStr
 
 from flashsale import secret
@@ -79,13 +80,16 @@ class NoEngine(Exception):
 
 
 def read(data_dir: Path) -> RunFile | None:
-    """What the last engine on this directory wrote; None if there is nothing (or nothing legible)."""
+    """What the last engine on this directory wrote; None if there is nothing, or nothing that is a run.json whole.
+
+    Raises PermissionError where it is another user's.
+    """
     try:
-        content = json.loads((data_dir / NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return msgspec.json.decode((data_dir / NAME).read_bytes(), type=RunFile)
+    except PermissionError:
+        raise
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    whole = isinstance(content, dict) and content.keys() >= RunFile.__annotations__.keys()
-    return content if whole else None
 
 
 def write(data_dir: Path, content: RunFile) -> None:

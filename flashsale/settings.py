@@ -206,6 +206,15 @@ class Settings(BaseSettings):
         86_400, ge=1, description="a change of an order that its channel did not take within this is given up"
     )
 
+    front_silent_s: float = Field(
+        10,
+        ge=0,
+        description="a front end that shows no sign of life for so long is replaced; 0 = never",
+    )
+    silent_s: float = Field(
+        30, ge=0, description="the same for worker, Valkey and PostgreSQL, which a slow disk may hold up; 0 = never"
+    )
+
     ledger_timeout_s: float = Field(1, gt=0, description="the longest that a page waits for PostgreSQL before 503")
     ledger_connections: int = Field(4, ge=1, le=100, description="PostgreSQL connections of one front end's pages")
     valkey_connections: int = Field(16, ge=1, le=1000, description="Valkey connections of one front end's pages")
@@ -289,6 +298,9 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
+        # It stands in the servers' own settings, which are lines of UTF-8.
+        if not str(value).isprintable():
+            raise ValueError("control characters, line breaks and bytes that are no UTF-8 have no place in the path")
         return value.expanduser().absolute()
 
     @field_validator("durability")

@@ -112,12 +112,17 @@ def end(pid: int, started: int, sig: signal.Signals, within_s: float) -> None:
 
     Raises PermissionError if it is another user's.
     """
-    if not send(pid, started, sig):
-        return
+    end_all([(pid, started)], sig, within_s)
+
+
+def end_all(processes: Sequence[tuple[int, int]], sig: signal.Signals, within_s: float) -> None:
+    """End processes (pid, start ticks) that are not our children: all are asked at once, and share within_s."""
+    left = [(pid, started) for pid, started in processes if send(pid, started, sig)]
     deadline = time.monotonic() + within_s
-    while start_ticks(pid) == started:
+    while left := [(pid, started) for pid, started in left if start_ticks(pid) == started]:
         if time.monotonic() > deadline:
-            send(pid, started, signal.SIGKILL)
+            for pid, started in left:
+                send(pid, started, signal.SIGKILL)
             deadline = time.monotonic() + within_s
         time.sleep(_POLL_S)
 

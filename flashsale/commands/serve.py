@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from flashsale.settings import Settings
+
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+# Files that a front has open beside its clients: its links to Valkey (8), listeners, log, metrics, the loop's own, what
+# the interpreter reads while it runs; and the clients that are taken in one turn of the loop before the bound is seen.
+OWN_DESCRIPTORS = 128
+
+
+class TooFewDescriptors(Exception):
+    """The process may open too few files to serve anybody."""
 
 
 @app.command(epilog="Example: FLASHSALE_REDIS_URL=… FLASHSALE_DATABASE_URL=… flashsale serve --processes 4")
@@ -21,15 +31,13 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print {url, processes} first.")] = False,
 ) -> None:
     """Answer shoppers until SIGTERM, then drain. Needs a secret, Valkey and PostgreSQL."""
-    from flashsale import logs, runfile, settings
+    import structlog
+
+    from flashsale import logs, metrics_files, runfile, settings
 
     chosen = settings.load(processes=processes)
     completed = runfile.completed(chosen)
     logs.set_up(chosen.log_level, part="front")
-    metrics_dir = chosen.data_dir / "metrics"
-    metrics_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # prometheus-client looks for it when it is first imported.
-    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(metrics_dir))
     if as_json:
         print(json.dumps({"url": f"http://{chosen.host}:{chosen.port}", "processes": chosen.processes}), flush=True)
     if chosen.processes > 1:
@@ -39,13 +47,34 @@ def serve(
 
         asyncio.run(FrontEnds(chosen).run())
         sys.exit(0)
+    if (why := metrics_files.join(chosen.data_dir)) is not None:
+        structlog.get_logger("flashsale.metrics").warning("metrics.not_shared", error=why)
+    from flashsale import life_sign
     from flashsale.front.process import serve as serve_one
 
-    _allow_connections()
-    serve_one(completed)
+    serve_one(_within_descriptors(completed), life_sign.show)
 
 
-def _allow_connections() -> None:
-    """Every connection is an open file, and shells allow few of them: as many as the machine lets this process have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _within_descriptors(chosen: Settings) -> Settings:
+    """The same settings, with no more connections than there can be open files.
+
+    Shells allow few of them: the process takes as many as the machine lets it have, and keeps back what it needs
+    itself, so that a crowd never takes the descriptor by which it finds Valkey again. Raises TooFewDescriptors.
+    """
+    import structlog
+
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if limit == resource.RLIM_INFINITY:
+        return chosen
+    own = OWN_DESCRIPTORS + chosen.ledger_connections + chosen.valkey_connections + chosen.payments_concurrency
+    left = limit - own
+    if left < 1:
+        raise TooFewDescriptors(
+            f"this process may open {limit} files and needs {own} for itself: raise its limit (ulimit -Hn, LimitNOFILE)"
+        )
+    if left < chosen.connections_max:
+        structlog.get_logger("flashsale.front").info(
+            "connections.fewer", connections=left, asked=chosen.connections_max, open_files=limit, kept_back=own
+        )
+    return chosen.model_copy(update={"connections_max": min(left, chosen.connections_max)})

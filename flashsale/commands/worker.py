@@ -6,7 +6,6 @@ Any number of workers may run: one has a duty, the others stand by.
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,17 +25,16 @@ def worker(
 ) -> None:
     """Bring the journal into the ledger and do what follows (payments, expiry, webhooks) until SIGTERM. Needs a secret,
     Valkey and PostgreSQL."""
+    import structlog
     import uvloop
 
-    from flashsale import logs, runfile, settings
+    from flashsale import logs, metrics_files, runfile, settings
 
     chosen = settings.load()
     completed = runfile.completed(chosen)
     logs.set_up(chosen.log_level, part="worker")
-    metrics_dir = chosen.data_dir / "metrics"
-    metrics_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # prometheus-client looks for it when it is first imported.
-    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(metrics_dir))
+    if (why := metrics_files.join(chosen.data_dir)) is not None:
+        structlog.get_logger("flashsale.metrics").warning("metrics.not_shared", error=why)
     if as_json:
         print(json.dumps({"name": "worker", "partition": 0}), flush=True)
     uvloop.run(main(completed, rebuild))
@@ -47,10 +45,12 @@ async def main(settings: Settings, rebuild: bool) -> None:
     import asyncio
     import signal
 
-    from flashsale import duties, runfile
+    from flashsale import duties, life_sign, runfile
 
     redis_url, database_url = runfile.addresses(settings)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    showing = asyncio.create_task(life_sign.show())
     await duties.work(settings, redis_url, database_url, rebuild, stop)
+    showing.cancel()

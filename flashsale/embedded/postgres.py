@@ -8,6 +8,7 @@ import pwd
 import secrets
 import shutil
 import signal
+import struct
 import subprocess
 from pathlib import Path
 from urllib.parse import quote
@@ -16,13 +17,15 @@ from flashsale import tether, unprivileged
 from flashsale.embedded.server import (
     READY_WITHIN_S,
     SERVER_ENV,
-    SOCKET_PATH_MAX,
     Server,
     ServerFault,
+    fit_for_socket,
     packaged,
     short_directory,
 )
 
+POSTGRES_ROOM_BYTES = 20 * 1024 * 1024  # one segment of its log (16 MiB), and what it writes while it recovers
+SOCKET_NAME = ".s.PGSQL.5432"
 _POSTGRES_MAJOR = "18"
 _ROLE = DATABASE = "flashsale"
 
@@ -34,6 +37,8 @@ class PostgresServer(Server):
     """
 
     program = "postgres"
+    question = struct.pack("!II", 8, 80877103)  # SSLRequest: one byte comes back before anybody says who he is
+    room_bytes = POSTGRES_ROOM_BYTES
     death_signal = signal.SIGQUIT  # its immediate shutdown: the children go too
     stop_signals = (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)  # fast, immediate, none
 
@@ -67,8 +72,8 @@ class PostgresServer(Server):
 
     @property
     def socket_directory(self) -> Path:
-        """Where the Unix socket lies: the data directory, if its path is short enough."""
-        if len(os.fsencode(self.directory)) + len("/.s.PGSQL.5432.lock") <= SOCKET_PATH_MAX:
+        """Where the Unix socket lies: the data directory, if its path will do."""
+        if fit_for_socket(self.directory / f"{SOCKET_NAME}.lock"):
             return self.directory
         short = short_directory(self.directory)
         if self._owner is not None:
@@ -78,6 +83,11 @@ class PostgresServer(Server):
             short.mkdir(mode=0o700, exist_ok=True)
             os.chown(short, *self._owner)
         return short
+
+    @property
+    def socket_path(self) -> Path:
+        """The socket itself."""
+        return self.socket_directory / SOCKET_NAME
 
     @property
     def url(self) -> str:

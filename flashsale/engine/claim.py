@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import signal
 import socket
 from pathlib import Path
@@ -45,6 +46,8 @@ def claim(settings: Settings) -> list[object]:
 def _end_previous(data_dir: Path) -> None:
     """End what the last engine's run.json still names: pid and start time must both be those."""
     old = runfile.read(data_dir)
+    if old is None and os.path.lexists(data_dir / runfile.NAME):
+        log.warning("previous.illegible", file=str(data_dir / runfile.NAME), what="ignored, and written anew")
     if old is None or old["boot"] != tether.boot_id():
         return
     named: list[tuple[int | None, int | None, signal.Signals]] = [

@@ -7,6 +7,7 @@ import os
 import signal
 
 from flashsale.engine.parts import DRAIN_GRACE_S, Backoff, OwnPart, exited, log, stopped
+from flashsale.engine.watch import Watch
 from flashsale.settings import ENV_PREFIX, Settings
 
 
@@ -14,8 +15,9 @@ class FrontEnds:
     """The front ends of one `flashsale serve`."""
 
     def __init__(self, settings: Settings) -> None:
-        env = {**os.environ, f"{ENV_PREFIX}PROCESSES": "1"}
         self._settings = settings
+        self._watch = Watch(lambda _: settings.front_silent_s)
+        env = {**os.environ, f"{ENV_PREFIX}PROCESSES": "1", **self._watch.environment(settings.front_silent_s)}
         self._fronts = [OwnPart(f"front {number}", ["serve"], env, None) for number in range(1, settings.processes + 1)]
 
     async def run(self) -> None:
@@ -24,6 +26,7 @@ class FrontEnds:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         keepers = [asyncio.create_task(self._keep_running(front)) for front in self._fronts]
+        keepers.append(asyncio.create_task(self._watch.run(self._fronts, tuple)))
         await stop.wait()
         for keeper in keepers:
             keeper.cancel()
@@ -34,7 +37,10 @@ class FrontEnds:
     async def _keep_running(self, front: OwnPart) -> None:
         backoff = Backoff()
         while True:
-            front.spawn()
-            await exited(front)
-            log.warning("part.died", name=front.name)
+            try:
+                front.spawn()
+                await exited(front)
+                log.warning("part.died", name=front.name)
+            except OSError as fault:  # no process or no descriptor left: that may pass
+                log.error("part.not_started", name=front.name, error=str(fault))
             await backoff.wait()

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Protocol, TextIO
 
 import structlog
@@ -25,6 +26,7 @@ RESTART_FIRST_S = 0.1  # before a part that died is started again; doubles with 
 RESTART_MOST_S = 5.0
 STEADY_AFTER_S = 3.0  # a part that lived this long did not fail at its start: it starts over at RESTART_FIRST_S
 DRAIN_GRACE_S = 1.0  # beyond drain_timeout_s, which is 10 at most: front ends are killed at 11 s at the latest
+EXIT_POLL_S = 0.2
 KILLED_WITHIN_S = 0.5  # a killed process gives its memory back
 
 
@@ -44,7 +46,7 @@ class Backoff:
         self._began = time.monotonic()
 
     async def wait(self) -> None:
-        """Call when the part has died; returns when it may be started."""
+        """Call when the part has died or could not be started; returns when it may be started."""
         if time.monotonic() - self._began > STEADY_AFTER_S:
             self._delay_s = RESTART_FIRST_S
         await asyncio.sleep(self._delay_s)
@@ -63,6 +65,10 @@ class OwnPart:
         self._env = env
         self._output = output
 
+    def tell(self, environment: Mapping[str, str]) -> None:
+        """Give its next process these variables, too."""
+        self._env = {**self._env, **environment}
+
     def spawn(self) -> None:
         """Start it. Main thread only."""
         self.process = tether.spawn(
@@ -75,6 +81,16 @@ class OwnPart:
 
 def name_of(part: Part) -> str:
     return part.name if isinstance(part, OwnPart) else type(part).__name__.removesuffix("Server").lower()
+
+
+def pid_of(part: Part) -> int | None:
+    """Of the process that was started last."""
+    return None if part.process is None else part.process.pid
+
+
+def status_of(part: Part) -> int | None:
+    """With which its last process ended; None while it lives."""
+    return None if part.process is None else part.process.returncode
 
 
 def living(part: Part) -> list[tuple[int, int]]:
@@ -92,7 +108,12 @@ async def exited(part: Part) -> None:
         return
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    handle = os.pidfd_open(process.pid)  # readable when the process ends
+    try:
+        handle = os.pidfd_open(process.pid)  # readable when the process ends
+    except OSError:  # no descriptor left, say
+        while process.poll() is None:  # noqa: ASYNC110 - the kernel has no other way to tell without a descriptor
+            await asyncio.sleep(EXIT_POLL_S)
+        return
     loop.add_reader(handle, ended.set)
     try:
         await ended.wait()

@@ -38,15 +38,19 @@ async def check_given_valkey(settings: Settings) -> None:
 
 
 async def migrated(settings: Settings, database_url: str) -> None:
-    """The ledger has every table. Raises SupervisorFault."""
+    """The ledger has every table; an embedded server is started again if it dies meanwhile. Raises SupervisorFault."""
     from flashsale.ledger.migrate import migrate
-    from flashsale.ledger.pool import reason_of
+    from flashsale.ledger.pool import CONNECTION_LOST, reason_of
 
-    try:
-        await migrate(database_url)
-    except Exception as fault:
-        whose = "the ledger" if settings.database_url is None else "the PostgreSQL of FLASHSALE_DATABASE_URL"
-        raise SupervisorFault(f"{whose} can't be migrated: {reason_of(fault)}") from fault
+    ours = settings.database_url is None
+    while True:
+        try:
+            return await migrate(database_url)
+        except Exception as fault:
+            if not (ours and isinstance(fault, CONNECTION_LOST)):
+                whose = "the ledger" if ours else "the PostgreSQL of FLASHSALE_DATABASE_URL"
+                raise SupervisorFault(f"{whose} can't be migrated: {reason_of(fault)}") from fault
+        await asyncio.sleep(READY_POLL_S)
 
 
 async def become_ready(settings: Settings, redis_url: str, database_url: str, *, demo: bool) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Literal, TextIO
 
-from flashsale import runfile, tether
+from flashsale import metrics_files, runfile, tether
 from flashsale.embedded import PostgresServer, ValkeyServer
 from flashsale.engine.parts import OwnPart, Part, living
 from flashsale.engine.payments_sandbox import PaymentsSandbox
@@ -50,8 +50,11 @@ class Roster:
         yield self.worker
         yield from self.fronts
 
-    def prepare_sandbox(self) -> None:
-        """Our own parts learn of the sandbox by their environment. Before the first of them is started."""
+    def prepare(self) -> None:
+        """What our own parts learn by their environment: where they count, who takes payments. Before their start."""
+        place = metrics_files.emptied(self.settings.data_dir)
+        if place is not None:
+            self._env[metrics_files.VARIABLE] = str(place)
         if self.sandbox is not None:
             self._env |= self.sandbox.prepare()
 
@@ -87,7 +90,6 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if name not in strange},
         **{f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in changed.items()},
-        "PROMETHEUS_MULTIPROC_DIR": str(settings.data_dir / "metrics"),
     }
 
 

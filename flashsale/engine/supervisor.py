@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import signal
 from collections.abc import Awaitable, Callable
 from importlib import import_module
@@ -17,18 +16,22 @@ from typing import TextIO
 
 import structlog
 
-from flashsale import runfile, secret
-from flashsale.embedded import REPAIRS_MAX, ServerDied, ServerFault
+from flashsale import metrics_files, runfile, secret
+from flashsale.embedded import REPAIRS_MAX, ServerDied
+from flashsale.embedded.server import Server
 from flashsale.engine import readiness, stopping
 from flashsale.engine.claim import claim
 from flashsale.engine.faults import SupervisorFault
-from flashsale.engine.parts import Backoff, OwnPart, Part, exited, name_of
+from flashsale.engine.parts import Backoff, Part, exited, name_of, pid_of, status_of
 from flashsale.engine.roster import Roster
+from flashsale.engine.watch import Watch
 from flashsale.settings import Settings, reachable
 
 log = structlog.get_logger("flashsale.supervisor")
 
-FALSE_STARTS_MAX = 3  # deaths of our own parts before the engine was ever ready: then `up` gives up
+FALSE_STARTS_MAX = 3  # deaths of parts before the engine was ever ready: then `up` gives up
+RECORD_AGAIN_S = 1.0  # a run.json that could not be written is tried again
+ROOM_LOOK_S = 1.0  # a server that its full disk ended waits for room
 CANCELLED_WITHIN_S = 0.5  # our own tasks at the end; what they hang on is stopped next
 
 
@@ -46,6 +49,9 @@ class Supervisor:
         self.parts = Roster(settings, parts_log)
         self._say = say
         self._data_dir = settings.data_dir
+        self._watch = Watch(self._silent_s)
+        self._answering: set[Server] = set()  # servers that were ready since they were started
+        self._recorded = True
         self._held: list[object] = []  # the locks on directory and port: open as long as we live
         self._stopping = False
         self._was_ready = False
@@ -90,40 +96,37 @@ class Supervisor:
 
     async def _serve(self, when_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> None:
         await self._start_servers()
-        await readiness.migrated(self.settings, self.parts.database_url)
+        self._keepers.append(asyncio.create_task(self._look_around()))
+        await self._unless_a_keeper_fails(readiness.migrated(self.settings, self.parts.database_url))
         secret.find_or_make(self.settings)
-        shutil.rmtree(self._data_dir / "metrics", ignore_errors=True)
-        (self._data_dir / "metrics").mkdir(mode=0o700)
+        self.parts.prepare()
         self._record()
-        self.parts.prepare_sandbox()
         for part in self.parts.own():
+            part.tell(self._watch.environment(self._silent_s(part)))
             self._spawn(part)
             self._keep(part, self._nothing_more)
-        if self.parts.valkey is not None:
-            self._keep(self.parts.valkey, self._valkey_ready)
-        if self.parts.postgres is not None:
-            self._keep(self.parts.postgres, self._postgres_ready)
-        becoming_ready = asyncio.create_task(
+        await self._unless_a_keeper_fails(
             readiness.become_ready(self.settings, self.parts.redis_url, self.parts.database_url, demo=self._demo)
         )
-        await self._first_failure(becoming_ready)
         self._was_ready = True
         async with when_ready():
-            await self._first_failure()
+            await self._unless_a_keeper_fails()
 
     async def _start_servers(self) -> None:
         """Both at once: PostgreSQL's first start and Valkey's loading are the long parts."""
         valkey, postgres = self.parts.valkey, self.parts.postgres
+        if valkey is None:
+            await readiness.check_given_valkey(self.settings)
         if postgres is not None:
             await asyncio.to_thread(postgres.prepare)
-            self._spawn(postgres)
-        if valkey is not None:
-            self._spawn(valkey)
-        else:
-            await readiness.check_given_valkey(self.settings)
+        ready = []
+        for server, until_ready in ((postgres, self._postgres_ready), (valkey, self._valkey_ready)):
+            if server is not None:
+                self._spawn(server)
+                ready.append(self._keep(server, until_ready))
         # Alembic takes as long to import as the servers take to start.
         imported = asyncio.to_thread(import_module, "flashsale.ledger.migrate")
-        await asyncio.gather(self._valkey_ready(), self._postgres_ready(), imported)
+        await self._unless_a_keeper_fails(asyncio.gather(imported, *(each.wait() for each in ready)))
 
     async def _valkey_ready(self) -> None:
         """Wait until Valkey answers; a log that it refuses is repaired and loaded again."""
@@ -154,36 +157,74 @@ class Supervisor:
         log.info("part.started", name=name_of(part), pid=part.process.pid)
         self._record()
 
-    def _keep(self, part: Part, ready: Callable[[], Awaitable[None]]) -> None:
-        self._keepers.append(asyncio.create_task(self._keep_running(part, ready)))
+    def _keep(self, part: Part, until_ready: Callable[[], Awaitable[None]]) -> asyncio.Event:
+        """Keep a part running that was started; the answer is set when it is ready for the first time."""
+        was_ready = asyncio.Event()
+        self._keepers.append(asyncio.create_task(self._keep_running(part, until_ready, was_ready)))
+        return was_ready
 
-    async def _keep_running(self, part: Part, ready: Callable[[], Awaitable[None]]) -> None:
-        """Start the part again whenever it dies, for ever; before the engine was ever ready, a few times."""
+    async def _keep_running(
+        self, part: Part, until_ready: Callable[[], Awaitable[None]], was_ready: asyncio.Event
+    ) -> None:
+        """Start the part again whenever it dies, for ever; before the engine was ever ready, a few times.
+
+        Whatever stands in the way (a full disk, no process or descriptor left) may pass: it is said, and tried again.
+        """
         backoff = Backoff()
         while True:
-            await exited(part)
-            assert part.process is not None  # noqa: S101 - it has exited
-            log.warning("part.died", name=name_of(part), pid=part.process.pid, status=part.process.returncode)
-            self._record()
-            self._count_false_start(part)
-            await backoff.wait()
             try:
-                self._spawn(part)
-                await ready()
-            except (ServerFault, OSError) as fault:
-                log.error("part.not_started", name=name_of(part), error=str(fault))
+                await until_ready()
+                if isinstance(part, Server):
+                    self._answering.add(part)
+                was_ready.set()
+                await exited(part)
+                log.warning("part.died", name=name_of(part), pid=pid_of(part), status=status_of(part))
+            except Exception as fault:  # see above
+                log.error("part.not_started", name=name_of(part), error=str(fault) or type(fault).__name__)
+                await self._count_false_start(part, fault)
+            else:
+                await self._count_false_start(part, None)
+            if isinstance(part, Server):
+                self._answering.discard(part)
+            self._record()
+            await backoff.wait()
+            await self._start_again(part, backoff)
 
-    def _count_false_start(self, part: Part) -> None:
-        if self._was_ready or not isinstance(part, OwnPart) or part.process is None:
+    async def _start_again(self, part: Part, backoff: Backoff) -> None:
+        """Return when the part's process is started."""
+        while True:
+            try:
+                if isinstance(part, Server):
+                    await self._room(part)
+                return self._spawn(part)
+            except Exception as fault:  # nothing of what a start needs is there for certain
+                log.error("part.not_started", name=name_of(part), error=str(fault) or type(fault).__name__)
+                await self._count_false_start(part, fault)
+            await backoff.wait()
+
+    async def _room(self, server: Server) -> None:
+        """Return when the server's files can grow: it would take orders only to leave them without an answer."""
+        said = False
+        while (why := await asyncio.to_thread(server.no_room)) is not None:
+            if not said:
+                log.error("server.waits_for_room", name=name_of(server), directory=str(server.directory), error=why)
+                said = True
+            await asyncio.sleep(ROOM_LOOK_S)
+
+    async def _count_false_start(self, part: Part, fault: Exception | None) -> None:
+        if self._was_ready:
             return
         self._false_starts += 1
         if self._false_starts >= FALSE_STARTS_MAX:
+            if fault is not None:
+                raise fault
             raise SupervisorFault(
-                f"{part.name} ended with status {part.process.returncode} before the engine was ready: see its log"
+                f"{name_of(part)} ended with status {status_of(part)} before the engine was ready: see its log"
             )
 
-    async def _first_failure(self, until: asyncio.Task[None] | None = None) -> None:
-        """Return when `until` is done; raise what it or a keeper raised. Without it: keep on until cancelled."""
+    async def _unless_a_keeper_fails(self, work: Awaitable[object] | None = None) -> None:
+        """Return when `work` is done; raise what it or a keeper raised. Without it: keep on until cancelled."""
+        until = None if work is None else asyncio.ensure_future(work)
         waiting = {*self._keepers, *([until] if until else [])}
         try:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -193,9 +234,31 @@ class Supervisor:
             if until is not None and not until.done():
                 until.cancel()
 
+    async def _look_around(self) -> None:
+        """Replace what hangs, and write what could not be written, for ever."""
+        watching = asyncio.create_task(self._watch.run(tuple(self.parts.own()), lambda: tuple(self._answering)))
+        try:
+            while True:
+                done, _ = await asyncio.wait({watching}, timeout=RECORD_AGAIN_S)
+                if not self._recorded:
+                    self._record()
+                for task in done:
+                    task.result()
+        finally:
+            watching.cancel()
+
+    def _silent_s(self, part: Part) -> float:
+        return self.settings.front_silent_s if part in self.parts.fronts else self.settings.silent_s
+
     def _record(self) -> None:
-        """Write run.json: what runs now."""
-        runfile.write(self._data_dir, self.parts.record())
+        """Write run.json: what runs now. Where that can't be (a full disk, say) the engine goes on, and tries again."""
+        try:
+            runfile.write(self._data_dir, self.parts.record())
+            self._recorded = True
+        except Exception as fault:  # what is only said ends nothing
+            if self._recorded:
+                log.warning("run_json.not_written", error=str(fault) or type(fault).__name__)
+            self._recorded = False
 
     async def _stop(self, serving: asyncio.Task[None]) -> None:
         """Our own tasks, then every part, in order."""
@@ -205,4 +268,6 @@ class Supervisor:
         ended = asyncio.gather(*self._keepers, serving, return_exceptions=True)
         await asyncio.wait({ended}, timeout=CANCELLED_WITHIN_S)
         await stopping.stop_in_order(self.parts, began)
-        (self._data_dir / runfile.NAME).unlink(missing_ok=True)
+        metrics_files.remove(self._data_dir)
+        with contextlib.suppress(OSError):
+            (self._data_dir / runfile.NAME).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import gc
 import signal
 import socket
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 import uvloop
@@ -50,16 +50,20 @@ LAST_WORD_S = 0.3  # at a drain, an idle connection may still bring a request th
 log = structlog.get_logger(__name__)
 
 
-def serve(settings: Settings) -> None:
-    """Runs one front process until SIGTERM or SIGINT, then drains it. Blocks."""
-    uvloop.run(_serve(settings))
+def serve(settings: Settings, show_life: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Runs one front process until SIGTERM or SIGINT, then drains it. Blocks.
+
+    show_life: runs beside everything else, so that whoever started the process sees that its loop turns.
+    """
+    uvloop.run(_serve(settings, show_life))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, show_life: Callable[[], Coroutine[None, None, None]]) -> None:
     secret, redis_url, database_url = settings.secret, settings.redis_url, settings.database_url
     if secret is None or redis_url is None or database_url is None:
         raise ValueError("a front needs secret, redis_url and database_url")
     loop = asyncio.get_running_loop()
+    showing = loop.create_task(show_life())
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
@@ -143,6 +147,7 @@ async def _serve(settings: Settings) -> None:
         await provider.aclose()
     if identities is not None:
         await identities.aclose()
+    showing.cancel()
     if not stop.is_set():
         raise RuntimeError("a front's clockwork has ended")
     log.info("front has drained")
