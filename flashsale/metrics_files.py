@@ -20,7 +20,7 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - a private directory in it
 SLOTS_MAX = 1024  # 256 front ends, workers, and as many of another host's that share the directory by mistake
 KIB = 1024
 # What each kind of metric may come to, with every route, method and status: a file that grew would have holes.
-FILE_BYTES = {"counter": 256 * KIB, "histogram": 512 * KIB, "gauge_livesum": 64 * KIB, "gauge_livemax": 64 * KIB}
+FILE_BYTES = {"counter": 1024 * KIB, "histogram": 1024 * KIB, "gauge_livesum": 64 * KIB, "gauge_livemax": 64 * KIB}
 
 _held: list[int] = []  # the slot's lock: open as long as we live
 
