@@ -22,6 +22,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 TRY_TOKEN_S = 24 * 3600  # life of the token in the printed curl line
 TRY_MARKET = "SG"
+SHOW_AGAIN_S = 1.0  # a live status that failed
 
 
 @app.command(epilog="Example: FLASHSALE_PORT=9000 flashsale up --processes 2")
@@ -63,26 +64,35 @@ def up(
             if not live:
                 yield
                 return
-            from flashsale.engine.status import show
-
-            showing = asyncio.create_task(
-                show(supervisor.parts.redis_url, supervisor.parts.database_url, supervisor.url)
-            )
+            showing = asyncio.create_task(_keep_showing(supervisor))
             try:
                 yield
             finally:
                 showing.cancel()
-                (ended,) = await asyncio.gather(showing, return_exceptions=True)
-                if isinstance(ended, Exception):
-                    structlog.get_logger("flashsale.up").error("status.failed", error=repr(ended))
+                await asyncio.gather(showing, return_exceptions=True)
                 say("stopping …")
 
         status = asyncio.run(supervisor.run(when_ready))
     sys.exit(status)
 
 
+async def _keep_showing(supervisor: Supervisor) -> None:
+    """The live status until cancelled: one that fails is shown again, the engine goes on."""
+    from flashsale.engine.status import show
+
+    while True:
+        try:
+            await show(supervisor.parts.redis_url, supervisor.parts.database_url, supervisor.url)
+        except Exception as fault:  # what is only shown ends nothing
+            structlog.get_logger("flashsale.up").error("status.failed", error=repr(fault))
+        await asyncio.sleep(SHOW_AGAIN_S)
+
+
 def _say(line: str) -> None:
-    print(line, flush=True)
+    """To standard output, as long as somebody takes it."""
+    from flashsale import logs
+
+    logs.Said(sys.stdout.fileno()).write(line + "\n")
 
 
 def _silent(line: str) -> None:
@@ -92,11 +102,13 @@ def _silent(line: str) -> None:
 async def _announce(supervisor: Supervisor, as_json: bool) -> None:
     """Addresses, a curl line that works when pasted, and the `ready` line."""
     url = supervisor.url
-    order = await _order_to_try(supervisor.parts.redis_url)
+    order = None
+    with contextlib.suppress(Exception):  # Valkey may be away for a moment: then there is no line to paste
+        order = await _order_to_try(supervisor.parts.redis_url)
     token = _token(supervisor)
     curl = None if order is None else _curl(url, token, order)
     if as_json:
-        print(json.dumps({"ready": url, "data_dir": str(supervisor.settings.data_dir), "curl": curl}), flush=True)
+        _say(json.dumps({"ready": url, "data_dir": str(supervisor.settings.data_dir), "curl": curl}))
         return
     _say(f"orders     POST {url}/v1/orders")
     _say(f"sales      {url}/v1/sales")

@@ -78,7 +78,8 @@ async def show(redis_url: str, database_url: str, url: str) -> None:
                 if checking is not None and checking.done():
                     conservation, checking = checking.result(), None
                     check_at = time.monotonic() + CONSERVATION_EVERY_S
-                live.update(_drawn(readings, conservation, url), refresh=True)
+                # In a thread: a terminal that takes nothing (Ctrl-S) holds up what is drawn, not who restarts parts.
+                await asyncio.to_thread(live.update, _drawn(readings, conservation, url), refresh=True)
                 await asyncio.sleep(EVERY_S)
     finally:
         if checking is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from importlib import import_module
 from typing import TextIO
 
@@ -124,9 +124,14 @@ class Supervisor:
             if server is not None:
                 self._spawn(server)
                 ready.append(self._keep(server, until_ready))
-        # Alembic takes as long to import as the servers take to start.
-        imported = asyncio.to_thread(import_module, "flashsale.ledger.migrate")
-        await self._unless_a_keeper_fails(asyncio.gather(imported, *(each.wait() for each in ready)))
+
+        async def all_ready() -> None:
+            # Alembic takes as long to import as the servers take to start.
+            await asyncio.to_thread(import_module, "flashsale.ledger.migrate")
+            for each in ready:
+                await each.wait()
+
+        await self._unless_a_keeper_fails(all_ready())
 
     async def _valkey_ready(self) -> None:
         """Wait until Valkey answers; a log that it refuses is repaired and loaded again."""
@@ -222,9 +227,9 @@ class Supervisor:
                 f"{name_of(part)} ended with status {status_of(part)} before the engine was ready: see its log"
             )
 
-    async def _unless_a_keeper_fails(self, work: Awaitable[object] | None = None) -> None:
+    async def _unless_a_keeper_fails(self, work: Coroutine[None, None, None] | None = None) -> None:
         """Return when `work` is done; raise what it or a keeper raised. Without it: keep on until cancelled."""
-        until = None if work is None else asyncio.ensure_future(work)
+        until = None if work is None else asyncio.create_task(work)
         waiting = {*self._keepers, *([until] if until else [])}
         try:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -2,7 +2,7 @@
 again all is well within seconds, without anybody's hands.
 
 The disks are small file systems in memory, which root alone can mount. FLASHSALE_DISK_ROUNDS is how often each case
-fills (the full size is 20), FLASHSALE_CHAOS_SEED repeats a run's dice.
+fills (the full size is 20; 0, as in CI, is all of them at once, twice), FLASHSALE_CHAOS_SEED repeats a run's dice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.crowd import Crowd, open_sale
 from tests.e2e.test_chaos import FLOWING, SEED, came_through, stopped_clean
 from tests.wire import ask, get
 
-ROUNDS = int(os.environ.get("FLASHSALE_DISK_ROUNDS", "1"))
+ROUNDS = int(os.environ.get("FLASHSALE_DISK_ROUNDS", "0"))
 BACK_WITHIN_S = 10.0  # of room
 FULL_WITHIN_S = 30.0
 DISK_MIB = 160
@@ -92,7 +92,7 @@ async def next_log_segment(url: str) -> None:
             connection.terminate()
 
 
-@pytest.mark.parametrize("full", ["valkey", "postgres", "everything"])
+@pytest.mark.parametrize("full", ["everything", *(["valkey", "postgres"] if ROUNDS else [])])
 async def test_a_full_disk_loses_no_order_and_room_alone_makes_all_well(
     make_engine: Callable[..., Engine], disk: Callable[[Path], None], tmp_path: Path, full: str
 ) -> None:
@@ -111,7 +111,7 @@ async def test_a_full_disk_loses_no_order_and_room_alone_makes_all_well(
     open_sale(engine, "crowd", tmp_path)
     slowest_s = 0.0
     async with Crowd(engine, "crowd", SEED) as crowd:
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS or 2):
             await crowd.until_accepted(FLOWING)
             began = time.monotonic()
             with filled(place):
@@ -131,7 +131,7 @@ async def test_a_full_disk_loses_no_order_and_room_alone_makes_all_well(
                 await asyncio.sleep(0.05)
             slowest_s = max(slowest_s, time.monotonic() - room)
         await crowd.until_accepted(FLOWING)
-    print(f"{full}: {ROUNDS} rounds, {len(crowd.accepted)} orders, back within {slowest_s:.1f} s of room")
+    print(f"{full}: {len(crowd.accepted)} orders, back within {slowest_s:.1f} s of room")
     assert crowd.statuses().keys() <= {0, 201, 409, 503, 504}
     await came_through(engine, crowd)
     stopped_clean(engine)
