@@ -102,6 +102,10 @@ PROVIDER_CALLS = Counter(
     " (asked again later), refused (somebody has to look).",
     ["call", "outcome"],
 )
+DUTY_FAILURES = Counter("flashsale_duty_failures", "Times a worker's duty failed and was begun anew.", ["duty"])
+SET_ASIDE = Counter(
+    "flashsale_set_aside", "What no duty could do anything with and was set aside: `flashsale deadletters`.", ["kind"]
+)
 JOB_RETRIES = Counter("flashsale_job_retries", "Jobs that failed and come again, by their name.", ["job"])
 
 _outcomes: dict[str, Counter] = {}

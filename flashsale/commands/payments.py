@@ -1,4 +1,4 @@
-"""`flashsale payments …`: does the payment provider have what the ledger has? And what it told that nobody understood.
+"""`flashsale payments …`: does the payment provider have what the ledger has?
 
 Works beside the running engine: on its ledger, with its provider's keys. Changes nothing.
 """
@@ -16,12 +16,10 @@ import typer
 from flashsale.commands.token import lifetime_s
 
 if TYPE_CHECKING:
-    from flashsale.ledger.damaged_events import DamagedEvent
     from flashsale.pipeline.reconciliation import Reconciled
     from flashsale.settings import Settings
 
 ANSWER_TIMEOUT_S = 60.0
-BODY_MAX = 200  # characters of an event's body in the list
 
 app = typer.Typer(
     name="payments",
@@ -30,6 +28,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def payments() -> None:
+    """Compare the payment provider with the ledger."""
 
 
 @app.command(epilog="Example: flashsale payments reconcile --since 7d --json")
@@ -92,42 +95,3 @@ def _print(found: Reconciled, since: str) -> None:
         f"{verdict}: {found.intents} intents and {found.refunds} refunds at the provider, "
         f"{found.payments} payments in the ledger, of the last {since}"
     )
-
-
-@app.command(epilog="Example: flashsale payments damaged --limit 5")
-def damaged(
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many, newest first.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print {events}: entry, place, error, body.")] = False,
-) -> None:
-    """List the provider's events that could not be understood or stored. They were set aside and not applied."""
-    from flashsale import runfile, settings
-
-    _, database_url = runfile.addresses(settings.load())
-    events = asyncio.run(_damaged(database_url, limit))
-    if as_json:
-        shown = [
-            {
-                "entry": f"{event.event_ms}-{event.event_seq}",
-                "place": event.place,
-                "error": event.error,
-                "body": event.body.decode(errors="replace"),
-            }
-            for event in events
-        ]
-        sys.stdout.write(json.dumps({"events": shown}) + "\n")
-        return
-    for event in events:
-        body = event.body[:BODY_MAX].decode(errors="replace").replace("\n", " ")
-        typer.echo(f"{event.event_ms}-{event.event_seq} {event.place}  {event.error}  {body}")
-    if not events:
-        typer.echo("no damaged events")
-
-
-async def _damaged(database_url: str, limit: int) -> list[DamagedEvent]:
-    from flashsale.ledger import damaged_events, pool
-
-    connection = await pool.connect(database_url, command_timeout_s=ANSWER_TIMEOUT_S)
-    try:
-        return await damaged_events.newest(connection, limit)
-    finally:
-        connection.terminate()

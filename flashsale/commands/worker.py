@@ -6,6 +6,8 @@ Any number of workers may run: one has a duty, the others stand by.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,16 +43,28 @@ def worker(
 
 
 async def main(settings: Settings, rebuild: bool) -> None:
-    """Every duty of a worker until SIGINT or SIGTERM; a failure of one ends the process."""
+    """Every duty of a worker, once the ledger has our tables, until SIGINT or SIGTERM. Raises NewerLedger."""
     import asyncio
     import signal
 
+    import structlog
+
     from flashsale import duties, life_sign, runfile
+    from flashsale.ledger.schema import wait_until_fit
 
     redis_url, database_url = runfile.addresses(settings)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     showing = asyncio.create_task(life_sign.show())
-    await duties.work(settings, redis_url, database_url, rebuild, stop)
+    if not await wait_until_fit(database_url, stop):
+        showing.cancel()
+        return
+    late = await duties.work(settings, redis_url, database_url, rebuild, stop)
     showing.cancel()
+    if late:
+        # Whatever they hang on (a thread, a call that swallows its end) would hold up the process too.
+        structlog.get_logger(__name__).warning("duties were cut short", duties=late)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

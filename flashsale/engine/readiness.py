@@ -39,11 +39,15 @@ async def check_given_valkey(settings: Settings) -> None:
 
 async def migrated(settings: Settings, database_url: str) -> None:
     """The ledger has every table; an embedded server is started again if it dies meanwhile. Raises SupervisorFault."""
+    from flashsale.ledger import schema
     from flashsale.ledger.migrate import migrate
     from flashsale.ledger.pool import CONNECTION_LOST, reason_of
 
     ours = settings.database_url is None
     while True:
+        found, line = await schema.told(database_url)
+        if found is schema.State.NEWER:
+            raise SupervisorFault(line)
         try:
             return await migrate(database_url)
         except Exception as fault:

@@ -8,10 +8,10 @@ from redis.exceptions import RedisError
 from flashsale import metrics
 from flashsale.front.answers import answer, rfc3339
 from flashsale.front.context import FrontContext, context_of
-from flashsale.ledger import promises
+from flashsale.ledger import promises, set_aside
 from flashsale.ledger.pool import LedgerAway
 from flashsale.ledger.promises import AlertRow
-from flashsale.reservation import commands, keys
+from flashsale.reservation import commands, keys, workers
 from flashsale.sale.shipping.lanes import Lane
 
 _AWAY = (RedisError, OSError, TimeoutError)
@@ -27,6 +27,10 @@ async def readyz(request: web.Request) -> web.Response:
     context = context_of(request)
     reasons = context.ready_reasons()
     warnings = await _ledger_warnings(context)
+    try:
+        warnings += await workers.warnings(context.valkey)
+    except _AWAY:
+        warnings.append("whether a worker lives is not known: Valkey does not answer")
     if context.settings.payments_sandbox_url is not None:
         warnings.append("payments go to the sandbox: no money moves")
     response = answer(request, {"ready": not reasons, "reasons": reasons, "warnings": warnings})
@@ -40,10 +44,15 @@ async def _ledger_warnings(context: FrontContext) -> list[str]:
     try:
         async with context.ledger.connection() as connection:
             alerts = await promises.alerts(connection)
+            waiting = await set_aside.waiting(connection)
     except LedgerAway as away:
         return [f"the ledger is away: {away}"]
     lanes = context.catalogues.current.world.lanes
-    return [_late(alert, lanes.by_number(alert.lane_number)) for alert in alerts]
+    warnings = [_late(alert, lanes.by_number(alert.lane_number)) for alert in alerts]
+    if waiting:
+        many = f"{waiting} or more" if waiting == set_aside.WAITING_MAX else str(waiting)
+        warnings.append(f"set aside, since nothing could be done with it: {many} (`flashsale deadletters list`)")
+    return warnings
 
 
 def _late(alert: AlertRow, lane: Lane | None) -> str:

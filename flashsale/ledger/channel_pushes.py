@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from flashsale.ledger import followers
 from flashsale.ledger.pool import Connection
 
 PRUNED_AT_ONCE = 10_000  # settled pushes that one call deletes
@@ -113,21 +114,11 @@ async def tell(connection: Connection, *, rows: int, now_ms: int) -> bool:
     """Makes pushes of the next `rows` changes or so (a transaction is never divided) and moves the mark; whether there
     is more to do at once."""
     async with connection.transaction():
-        at = await connection.fetchrow(
-            """WITH range AS (SELECT tx AS mark, pg_snapshot_xmin(pg_current_snapshot()) AS upto FROM channel_mark)
-               SELECT mark::text, upto::text,
-                      (SELECT tx::text FROM history WHERE tx >= mark AND tx < upto
-                        ORDER BY tx OFFSET $1 LIMIT 1) AS last,
-                      EXISTS (SELECT FROM history WHERE tx >= mark AND tx < upto) AS found,
-                      EXISTS (SELECT FROM channel_endpoint) AS heard
-                 FROM range""",
-            rows - 1,
-        )
-        if at is None or not at["found"]:
+        at = await followers.next_stretch(connection, "channel_mark", rows)
+        if at is None:
             return False
-        upto = at["upto"]
-        if at["heard"]:
-            upto = str(int(at["last"]) + 1) if at["last"] is not None else upto
+        heard = await connection.fetchval("SELECT EXISTS (SELECT FROM channel_endpoint)")
+        if heard:
             await connection.execute(
                 """INSERT INTO channel_push (channel, order_id, number, created_ms, next_ms)
                    SELECT o.channel, h.order_id, h.number, $3::int8, $3::int8
@@ -135,18 +126,10 @@ async def tell(connection: Connection, *, rows: int, now_ms: int) -> bool:
                      JOIN channel_endpoint e ON e.channel = o.channel
                     WHERE h.tx >= $1::text::xid8 AND h.tx < $2::text::xid8
                    ON CONFLICT DO NOTHING""",
-                *(at["mark"], upto, now_ms),
+                *(at.mark, at.upto, now_ms),
             )
-        await connection.execute("UPDATE channel_mark SET tx = $1::text::xid8", upto)
-        return bool(upto != at["upto"])
-
-
-async def mend_mark(connection: Connection) -> None:
-    """Takes the mark back where the database's transactions count from less than it (a dump restored elsewhere)."""
-    await connection.execute(
-        "UPDATE channel_mark SET tx = pg_snapshot_xmin(pg_current_snapshot())"
-        " WHERE tx > pg_snapshot_xmax(pg_current_snapshot())"
-    )
+        await followers.move(connection, "channel_mark", at.upto)
+        return at.more
 
 
 async def due(connection: Connection, channel: str, limit: int, now_ms: int) -> list[PushRow]:

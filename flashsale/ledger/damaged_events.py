@@ -4,6 +4,7 @@ What they told is not lost with them: the intent is asked when it stays silent, 
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from flashsale.ledger.pool import Connection
@@ -28,10 +29,24 @@ async def store(connection: Connection, events: Sequence[DamagedEvent]) -> None:
     await connection.copy_records_to_table("damaged_event", records=rows, columns=list(DamagedEvent._fields))
 
 
-async def newest(connection: Connection, limit: int) -> list[DamagedEvent]:
-    """Those that were set aside last, newest first."""
-    rows = await connection.fetch(
-        f"SELECT {', '.join(DamagedEvent._fields)} FROM damaged_event ORDER BY number DESC LIMIT $1",  # noqa: S608
-        limit,
-    )
-    return [DamagedEvent(*row) for row in rows]
+_ROW = f"SELECT number, created_at, {', '.join(DamagedEvent._fields)} FROM damaged_event"  # noqa: S608  names of ours
+
+
+async def numbered(connection: Connection, limit: int) -> list[tuple[int, DamagedEvent, datetime]]:
+    """Those set aside last, newest first, each with its number and since when."""
+    rows = await connection.fetch(f"{_ROW} ORDER BY number DESC LIMIT $1", limit)
+    return [(row[0], DamagedEvent(*tuple(row)[2:]), row[1]) for row in rows]
+
+
+async def get(connection: Connection, number: int) -> tuple[DamagedEvent, datetime] | None:
+    """The one of that number, and since when."""
+    row = await connection.fetchrow(f"{_ROW} WHERE number = $1", number)
+    return None if row is None else (DamagedEvent(*tuple(row)[2:]), row[1])
+
+
+async def take(connection: Connection, number: int) -> DamagedEvent | None:
+    """Takes it out, in a transaction of the caller's."""
+    columns = ", ".join(DamagedEvent._fields)
+    query = f"DELETE FROM damaged_event WHERE number = $1 RETURNING {columns}"  # noqa: S608
+    row = await connection.fetchrow(query, number)
+    return None if row is None else DamagedEvent(*row)

@@ -158,6 +158,23 @@ async def end(connection: Connection, ended: ImportRow, findings: bytes, now_ms:
     await connection.execute("DELETE FROM import_part WHERE import = $1", ended.number)
 
 
+async def fail(connection: Connection, number: int, error: str, now_ms: int) -> None:
+    """It could not be done at all; its file stays, for `again`."""
+    await connection.execute(
+        "UPDATE catalogue_import SET status = 'failed', finished_ms = $2, error = $3 WHERE number = $1",
+        number, now_ms, error,
+    )  # fmt: skip
+
+
+async def again(connection: Connection, number: int) -> bool:
+    """One that failed, and whose file is here still, is queued again; False where it is not so."""
+    query = (
+        "UPDATE catalogue_import SET status = 'queued', finished_ms = NULL, error = NULL WHERE number = $1"
+        " AND status = 'failed' AND EXISTS (SELECT FROM import_part WHERE import = $1) RETURNING true"
+    )
+    return await connection.fetchval(query, number) is not None
+
+
 async def findings(connection: Connection, number: int) -> bytes:
     """JSON lines; none before it has ended."""
     packed = await connection.fetchval("SELECT findings FROM catalogue_import WHERE number = $1", number)

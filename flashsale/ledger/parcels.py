@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from flashsale.ledger import followers
 from flashsale.ledger.pool import Connection
 from flashsale.sale.tracking import ParcelStatus
 
@@ -60,14 +61,6 @@ COLUMNS = ", ".join(ParcelRow.__dataclass_fields__)
 _OF_PARCEL = ", ".join(f"p.{name}" for name in ParcelRow.__dataclass_fields__)
 
 
-async def mend_mark(connection: Connection) -> None:
-    """Takes the mark back where the database's transactions count from less than it (a dump restored elsewhere)."""
-    await connection.execute(
-        "UPDATE carrier_mark SET tx = pg_snapshot_xmin(pg_current_snapshot())"
-        " WHERE tx > pg_snapshot_xmax(pg_current_snapshot())"
-    )
-
-
 # --- which orders get a parcel ---
 
 _TAKE_UP = """
@@ -114,23 +107,14 @@ async def take_up(
     `carriers`: of each lane by its number. `packed_elsewhere`: the channels that pack and label what they sell.
     """
     async with connection.transaction():
-        at = await connection.fetchrow(
-            """WITH range AS (SELECT tx AS mark, pg_snapshot_xmin(pg_current_snapshot()) AS upto FROM carrier_mark)
-               SELECT mark::text, upto::text,
-                      (SELECT tx::text FROM history WHERE tx >= mark AND tx < upto
-                        ORDER BY tx OFFSET $1 LIMIT 1) AS last,
-                      EXISTS (SELECT FROM history WHERE tx >= mark AND tx < upto) AS found
-                 FROM range""",
-            rows - 1,
-        )
-        if at is None or not at["found"]:
+        at = await followers.next_stretch(connection, "carrier_mark", rows)
+        if at is None:
             return False
-        upto = str(int(at["last"]) + 1) if at["last"] is not None else at["upto"]
         lanes = [list(carriers), list(carriers.values())]
-        await connection.execute(_TAKE_UP, at["mark"], upto, now_ms, *lanes, list(packed_elsewhere))
-        await connection.execute(_CALL_OFF, at["mark"], upto, now_ms)
-        await connection.execute("UPDATE carrier_mark SET tx = $1::text::xid8", upto)
-        return bool(upto != at["upto"])
+        await connection.execute(_TAKE_UP, at.mark, at.upto, now_ms, *lanes, list(packed_elsewhere))
+        await connection.execute(_CALL_OFF, at.mark, at.upto, now_ms)
+        await followers.move(connection, "carrier_mark", at.upto)
+        return at.more
 
 
 # --- what carriers are to be asked ---

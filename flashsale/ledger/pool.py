@@ -21,10 +21,15 @@ CONNECTION_LOST: tuple[type[BaseException], ...] = (
     asyncpg.InsufficientResourcesError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.UndefinedTableError,  # not migrated yet
+    asyncpg.ReadOnlySQLTransactionError,
 )
 
 ROLLED_BACK: type[BaseException] = asyncpg.TransactionRollbackError
 """What asyncpg raises where PostgreSQL ended a transaction for another's sake (a deadlock): nothing of it was done."""
+
+
+CLIENT_CHECK_MS = 2000  # how often a long statement looks whether its client still is there
 
 
 class LedgerAway(ConnectionError):
@@ -78,6 +83,7 @@ class Ledger:
                     max_size=self._connections_max,
                     timeout=self._timeout_s,
                     command_timeout=self._timeout_s,
+                    init=end_with_client,
                 )
             return self._pool
 
@@ -87,13 +93,25 @@ async def connect(
 ) -> "asyncpg.Connection[asyncpg.Record]":
     """One connection of one's own (the writer, the audit). Raises LedgerAway where the server can't be reached."""
     try:
-        return await asyncpg.connect(url, timeout=timeout_s, command_timeout=command_timeout_s)
+        connection = await asyncpg.connect(url, timeout=timeout_s, command_timeout=command_timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await end_with_client(connection)
     except CONNECTION_LOST as fault:
         raise LedgerAway(reason_of(fault)) from fault
+    return connection
+
+
+async def end_with_client(connection: Connection) -> None:
+    """A statement ends soon after the process that asked for it is gone: else it goes on for as long as it takes, with
+    its locks, and whoever comes after waits for it."""
+    with contextlib.suppress(asyncpg.PostgresError):  # a pooler in between, or a server that can't look at its clients
+        await connection.execute(f"SET client_connection_check_interval = '{CLIENT_CHECK_MS}ms'")
 
 
 def reason_of(fault: BaseException) -> str:
     """What PostgreSQL said, in one line without the links and hints that libraries add."""
+    if isinstance(fault, asyncpg.UndefinedTableError):
+        return "the ledger has not this release's tables: run `flashsale migrate`"
     original = getattr(fault, "orig", None) or fault  # SQLAlchemy's wrapper
     lines = str(getattr(original, "__cause__", None) or original).splitlines()
     return f"PostgreSQL: {lines[0] if lines and lines[0] else type(fault).__name__}"

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
+import structlog
 from msgspec import Struct
 
+from flashsale.ledger import followers, set_aside
 from flashsale.ledger.life.change import amount_due, units_of
 from flashsale.ledger.merchants import HOUSE
 from flashsale.ledger.orders import OrderRow, of_ids
@@ -21,6 +23,9 @@ from flashsale.ledger.pool import Connection
 from flashsale.sale.settlement import SoldLine, split
 
 VERSIONS_KEPT = 16
+MARK: followers.Mark = "settlement_mark"
+
+log = structlog.get_logger(__name__)
 
 
 class _Offer(Struct):
@@ -52,7 +57,10 @@ class Merchants:
         known = self._versions.get(order.catalogue_version)
         if known is None:
             query = "SELECT document FROM catalogue WHERE version = $1"
-            catalogue = _decoder.decode(await connection.fetchval(query, order.catalogue_version))
+            document = await connection.fetchval(query, order.catalogue_version)
+            if document is None:
+                raise LookupError(f"there is no version {order.catalogue_version} of the catalogue")
+            catalogue = _decoder.decode(document)
             known = {sale.number: [offer.merchant or HOUSE for offer in sale.offers] for sale in catalogue.sales}
             while len(self._versions) >= VERSIONS_KEPT:
                 self._versions.pop(next(iter(self._versions)))
@@ -86,31 +94,49 @@ async def book(connection: Connection, merchants: Merchants, *, rows: int, now_m
     """Books the next `rows` changes or so (a transaction is never divided) and moves the mark; whether there is more to
     do at once."""
     async with connection.transaction():
-        at = await connection.fetchrow(
-            """WITH range AS (SELECT tx AS mark, booked_ms, pg_snapshot_xmin(pg_current_snapshot()) AS upto
-                                FROM settlement_mark FOR UPDATE)
-               SELECT mark::text, upto::text, booked_ms,
-                      (SELECT tx::text FROM history WHERE tx >= mark AND tx < upto ORDER BY tx OFFSET $1 LIMIT 1)
-                        AS last,
-                      EXISTS (SELECT FROM history WHERE tx >= mark AND tx < upto) AS found
-                 FROM range""",
-            rows - 1,
-        )
-        if at is None or not at["found"]:
+        at = await followers.next_stretch(connection, MARK, rows)
+        if at is None:
             return False
-        upto = at["upto"] if at["last"] is None else str(int(at["last"]) + 1)
         changed = await connection.fetch(
             "SELECT order_id, max(number) FROM history WHERE tx >= $1::text::xid8 AND tx < $2::text::xid8"
             " GROUP BY order_id",
-            at["mark"], upto,
+            at.mark, at.upto,
         )  # fmt: skip
-        booked_ms = max(now_ms, at["booked_ms"])
-        await _book_orders(connection, merchants, {row[0]: row[1] for row in changed}, booked_ms)
-        await connection.execute("UPDATE settlement_mark SET tx = $1::text::xid8, booked_ms = $2", upto, booked_ms)
-        return at["last"] is not None
+        await _book_orders(connection, merchants, {row[0]: row[1] for row in changed}, now_ms)
+        await followers.move(connection, MARK, at.upto)
+        return at.more
 
 
-async def _book_orders(connection: Connection, merchants: Merchants, changed: dict[str, int], booked_ms: int) -> None:
+async def begin(connection: Connection, merchants: Merchants, now_ms: int) -> None:
+    """Before the first `book` on a connection. Where the database's transactions count from less than the mark (a dump
+    was restored into another server), what lay behind the mark is booked at once and the mark goes back to the start:
+    to book an order again books nothing."""
+    async with connection.transaction():
+        changed = await connection.fetch(
+            """SELECT h.order_id, max(h.number) FROM history h, settlement_mark m
+                WHERE m.tx > pg_snapshot_xmax(pg_current_snapshot()) AND h.tx >= m.tx GROUP BY h.order_id"""
+        )
+        await _book_orders(connection, merchants, {row[0]: row[1] for row in changed}, now_ms)
+        await followers.mend(connection, MARK, from_the_start=True)
+
+
+async def book_again(connection: Connection, order_id: str, now_ms: int) -> None:
+    """Books one order that was set aside, in a transaction of its own. Raises what made it fail."""
+    async with connection.transaction():
+        if not await set_aside.take_back(connection, set_aside.SETTLEMENT, order_id):
+            return
+        number = await connection.fetchval("SELECT max(number) FROM history WHERE order_id = $1", order_id)
+        await _book_orders(connection, Merchants(), {order_id: number or 1}, now_ms, alone=True)
+
+
+async def _book_orders(
+    connection: Connection, merchants: Merchants, changed: dict[str, int], now_ms: int, *, alone: bool = False
+) -> None:
+    """Books what differs. An order that can't be divided is set aside, unless it was asked for `alone`."""
+    if not changed:
+        return
+    query = "UPDATE settlement_mark SET booked_ms = greatest(booked_ms, $1) RETURNING booked_ms"
+    booked_ms = await connection.fetchval(query, now_ms)
     ids = sorted(changed)
     found = await of_ids(connection, ids)
     paid = await of_orders(connection, ids)
@@ -121,9 +147,15 @@ async def _book_orders(connection: Connection, merchants: Merchants, changed: di
         ids,
     ):
         booked.setdefault(order_id, {})[merchant] = amount, units
-    entries = []
+    entries, unfit = [], list[tuple[str, str]]()
     for order_id, order in found.items():
-        now = await _shares(connection, merchants, order, paid.get(order_id))
+        try:
+            now = await _shares(connection, merchants, order, paid.get(order_id))
+        except (LookupError, TypeError, ValueError, ArithmeticError) as fault:
+            if alone:
+                raise
+            unfit.append((order_id, f"{type(fault).__name__}: {fault}"))
+            continue
         before = booked.get(order_id, {})
         for merchant in sorted(now.keys() | before.keys()):
             amount, units = (
@@ -134,6 +166,10 @@ async def _book_orders(connection: Connection, merchants: Merchants, changed: di
                     (order_id, changed[order_id], merchant, order.sale, order.currency, amount, units, booked_ms)
                 )
     await connection.copy_records_to_table("settlement_entry", records=entries)
+    if unfit:
+        await set_aside.put(connection, set_aside.SETTLEMENT, unfit, now_ms)
+        for order_id, error in unfit:
+            log.error("an order's money could not be divided: it is set aside", order=order_id, error=error)
 
 
 async def _shares(

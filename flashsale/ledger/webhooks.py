@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import asyncpg
 from pgqueuer.queries import Queries
 
+from flashsale.ledger import followers
 from flashsale.ledger.pool import Connection
 from flashsale.sale.published import EVENTS, EVERY
 
@@ -92,41 +93,19 @@ _MAKE = """
 async def tell(connection: Connection, *, rows: int, now_ms: int) -> Told:
     """Makes deliveries of the next `rows` changes or so (a transaction is never divided) and moves the mark."""
     async with connection.transaction():
-        at = await connection.fetchrow(
-            """WITH range AS (SELECT tx AS mark, pg_snapshot_xmin(pg_current_snapshot()) AS upto FROM webhook_mark)
-               SELECT mark::text, upto::text,
-                      (SELECT tx::text FROM history WHERE tx >= mark AND tx < upto
-                        ORDER BY tx OFFSET $1 LIMIT 1) AS last,
-                      EXISTS (SELECT FROM history WHERE tx >= mark AND tx < upto) AS found,
-                      EXISTS (SELECT FROM webhook_endpoint WHERE NOT disabled) AS heard
-                 FROM range""",
-            rows - 1,
-        )
-        if at is None or not at["found"]:
+        at = await followers.next_stretch(connection, "webhook_mark", rows)
+        if at is None:
             return Told(0, False)
-        upto = at["upto"]
+        heard = await connection.fetchval("SELECT EXISTS (SELECT FROM webhook_endpoint WHERE NOT disabled)")
         made: list[Any] = []
-        if at["heard"]:
-            upto = _behind(at["last"]) if at["last"] is not None else upto
+        if heard:
             made = await connection.fetch(
                 f"{_MAKE} {_OF_HISTORY} ON CONFLICT (id) DO NOTHING RETURNING id",
-                *(at["mark"], upto, now_ms, EVERY, list(EVENTS)),
+                *(at.mark, at.upto, now_ms, EVERY, list(EVENTS)),
             )
             await _enqueue(connection, [row["id"] for row in made])
-        await connection.execute("UPDATE webhook_mark SET tx = $1::text::xid8", upto)
-        return Told(len(made), upto != at["upto"])
-
-
-async def mend_mark(connection: Connection) -> bool:
-    """Takes the mark back where the database's transactions count from less than it (a dump was restored into another
-    server): else nothing would be told until they caught up. True: it was taken back."""
-    return (
-        await connection.fetchval(
-            """UPDATE webhook_mark SET tx = pg_snapshot_xmin(pg_current_snapshot())
-            WHERE tx > pg_snapshot_xmax(pg_current_snapshot()) RETURNING true"""
-        )
-        is not None
-    )
+        await followers.move(connection, "webhook_mark", at.upto)
+        return Told(len(made), at.more)
 
 
 async def ask_replay(connection: Connection, endpoint: str, since_ms: int) -> None:

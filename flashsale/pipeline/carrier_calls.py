@@ -20,7 +20,7 @@ import structlog
 
 from flashsale import metrics
 from flashsale.errors import Refused
-from flashsale.ledger import parcels, sales, tracking
+from flashsale.ledger import followers, parcels, sales, tracking
 from flashsale.ledger.parcels import DueParcel, ParcelRow
 from flashsale.ledger.pool import Connection, LedgerAway
 from flashsale.partners.carriers.carrier import (
@@ -96,7 +96,7 @@ class CarrierCalls(Duty):
     async def work(self, connection: Connection) -> None:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
-        await parcels.mend_mark(connection)
+        await followers.mend(connection, "carrier_mark")
         await parcels.unlease(connection, now_ms())
         while not self.stopping.is_set():
             if lost.is_set():

@@ -17,13 +17,14 @@ import asyncpg
 import redis.asyncio
 import structlog
 
-from flashsale.ledger import channel_pushes
+from flashsale.ledger import channel_pushes, followers
 from flashsale.ledger.channel_pushes import EndpointRow, PushRow
 from flashsale.ledger.fulfilment import tracking_of
 from flashsale.ledger.pool import CONNECTION_LOST, Connection, Ledger, LedgerAway
 from flashsale.partners.channels.marketplace import Endpoint, HttpMarketplace, Marketplace, OrderChange, Sellable
 from flashsale.partners.outbound import Outbound, networks
-from flashsale.pipeline.duty import VALKEY_LOST, Duty
+from flashsale.pipeline.care import reason_of
+from flashsale.pipeline.duty import VALKEY_LOST, Duty, is_away
 from flashsale.reservation import commands, server
 from flashsale.sale.catalogue import Catalogue, Sale
 from flashsale.settings import Settings
@@ -86,9 +87,10 @@ class ChannelPushes(Duty):
         self._pause_s = pause_s
         self._stock = _Stock()
         self._catalogue = Catalogue(0, ())
+        self._look_failed: str | None = None
 
     async def work(self, connection: Connection) -> None:
-        await channel_pushes.mend_mark(connection)
+        await followers.mend(connection, "channel_mark")
         ledger = Ledger(self._database_url, connections_max=CONNECTIONS, timeout_s=LEDGER_TIMEOUT_S)
         valkey = server.connect(self._redis_url)
         tasks: dict[str, asyncio.Task[None]] = {}
@@ -114,7 +116,7 @@ class ChannelPushes(Duty):
             more = await channel_pushes.tell(connection, rows=HISTORY_ROWS, now_ms=now_ms())
             heard = await channel_pushes.heard(connection)
             if heard and time.monotonic() - looked >= self._stock_s:
-                await self._look(valkey)
+                await self._look_if_possible(valkey)
                 looked = time.monotonic()
             for channel in heard:
                 if channel not in tasks or tasks[channel].done():
@@ -124,6 +126,18 @@ class ChannelPushes(Duty):
                 swept = time.monotonic()
             if not more:
                 await self.pause(POLL_S)
+
+    async def _look_if_possible(self, valkey: redis.asyncio.Redis) -> None:
+        """A stock that can't be read keeps no channel from hearing of its orders."""
+        try:
+            await self._look(valkey)
+            self._look_failed = None
+        except Exception as fault:
+            if is_away(fault):
+                raise
+            if self._look_failed != (said := reason_of(fault)):
+                log.error("channels are not told of the stock", exc_info=fault)
+            self._look_failed = said
 
     async def _sweep(self, connection: Connection) -> None:
         at_ms = now_ms()

@@ -11,10 +11,11 @@ import contextlib
 import time
 
 import asyncpg
+import redis.exceptions
 import structlog
 from redis.exceptions import RedisError
 
-from flashsale.ledger.pool import CONNECTION_LOST, Connection, LedgerAway, connect
+from flashsale.ledger.pool import CONNECTION_LOST, ROLLED_BACK, Connection, LedgerAway, connect
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +23,31 @@ STANDBY_POLL_S = 0.2  # a stand-by takes over within this after the holder's con
 BACKOFF_S = (0.05, 1.0)  # first and longest pause after a loss
 VALKEY_LOST = (OSError, RedisError, TimeoutError)
 LOST: tuple[type[BaseException], ...] = (*CONNECTION_LOST, *VALKEY_LOST, LedgerAway, asyncpg.PostgresError)
+"""Where a server is lost, and whatever else PostgreSQL and Valkey may say in the middle of a step: done again later."""
+
+AWAY: tuple[type[BaseException], ...] = (
+    *CONNECTION_LOST,
+    LedgerAway,
+    ROLLED_BACK,
+    OSError,
+    TimeoutError,
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.MaxConnectionsError,
+)
+"""Where a server is lost or can't just now: no fault of the duty's, it waits. Anything else is one, and is told."""
+
+BUSY = ("LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "MISCONF", "OOM", "READONLY", "NOREPLICAS")
+"""First words of Valkey's errors that pass."""
+
+
+def is_away(fault: BaseException) -> bool:
+    """Whether a server is away or can't just now, as against a fault of what was asked of it."""
+    return isinstance(fault, AWAY) or (
+        isinstance(fault, redis.exceptions.ResponseError) and str(fault).startswith(BUSY)
+    )
 
 
 class Duty:
@@ -42,13 +68,15 @@ class Duty:
         raise NotImplementedError
 
     async def run(self) -> None:
-        """Works until stop(); begins again after every loss."""
+        """Works until stop(); begins again after every loss. Raises what is no loss."""
         pause = BACKOFF_S[0]
         while not self.stopping.is_set():
             began = time.monotonic()
             try:
                 await self._hold_and_work()
             except LOST as fault:
+                if not is_away(fault):
+                    raise
                 log.warning("a duty waits", duty=self.name, reason=f"{type(fault).__name__}: {fault}")
             if time.monotonic() - began > BACKOFF_S[1]:
                 pause = BACKOFF_S[0]

@@ -7,10 +7,12 @@ falls, so that a move that is late moves the same units, and one that is made ag
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import structlog
 
 from flashsale.ledger.pool import Connection
+from flashsale.pipeline.care import each_alone
 from flashsale.pipeline.duty import Duty
 from flashsale.reservation import commands, server
 from flashsale.reservation.commands import SaleReading
@@ -68,9 +70,17 @@ class Guarantees(Duty):
         if self._catalogue is None or self._catalogue.version != state.version:
             self._catalogue = await commands.load_catalogue(self._client, state.version, self._partition)
         catalogue, moved = self._catalogue, 0
-        for sale in catalogue.sales if catalogue is not None else ():
-            if any(offer.guarantees for offer in sale.offers):
-                moved += await self._shrink_sale(catalogue, sale, state.epoch)  # type: ignore[arg-type]  # it has one
+
+        async def one(sale: Sale) -> None:
+            nonlocal moved
+            moved += await self._shrink_sale(catalogue, sale, state.epoch)  # type: ignore[arg-type]  # it has one
+
+        sales = [
+            sale
+            for sale in (catalogue.sales if catalogue is not None else ())
+            if any(offer.guarantees for offer in sale.offers)
+        ]
+        await each_alone({sale.id: partial(one, sale) for sale in sales})
         return moved
 
     async def _shrink_sale(self, catalogue: Catalogue, sale: Sale, epoch: int) -> int:

@@ -7,6 +7,7 @@ the oldest reserved orders, now and then at all of them, and remembered while th
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import structlog
 
@@ -14,6 +15,7 @@ from flashsale.ledger import open_holds, orders, partitions
 from flashsale.ledger.open_holds import Deadline
 from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import Connection
+from flashsale.pipeline.care import each_alone
 from flashsale.pipeline.duty import Duty
 from flashsale.reservation import commands, server
 from flashsale.sale.catalogue import Catalogue
@@ -67,25 +69,31 @@ class HoldsMayReturn(Duty):
         if self._under != (partition.epoch, partition.run_id):
             self._under = (partition.epoch, partition.run_id)
             self._told.clear()
-        for number, sale_id in await self._sales():
-            reading = await commands.read_sale(self._client, sale_id, self._partition)
-            if reading is None:
-                continue
-            wanted: list[int] = []
-            if reading.phase in ("open", "paused") and 0 in reading.common:
-                sold = await orders.sold_units(connection, number)
-                wanted = [
-                    sku
-                    for sku, (supply, common) in enumerate(zip(reading.supply, reading.common, strict=True))
-                    if common == 0 and supply > sold.get(sku, 0)
-                ]
-            deadlines = await self._deadlines(connection, partition, number, wanted)
-            if deadlines != self._told.get(number, None if wanted else {}):
-                await commands.set_returns(
-                    self._client,
-                    epoch=partition.epoch, sale_id=sale_id, deadlines=deadlines, partition=self._partition,
-                )  # fmt: skip
-                self._told[number] = deadlines
+        sales = await self._sales()
+        await each_alone(
+            {sale_id: partial(self._look_at, connection, partition, number, sale_id) for number, sale_id in sales}
+        )
+
+    async def _look_at(self, connection: Connection, partition: Partition, number: int, sale_id: str) -> None:
+        """Publishes what changed in one sale."""
+        reading = await commands.read_sale(self._client, sale_id, self._partition)
+        if reading is None:
+            return
+        wanted: list[int] = []
+        if reading.phase in ("open", "paused") and 0 in reading.common:
+            sold = await orders.sold_units(connection, number)
+            wanted = [
+                sku
+                for sku, (supply, common) in enumerate(zip(reading.supply, reading.common, strict=True))
+                if common == 0 and supply > sold.get(sku, 0)
+            ]
+        deadlines = await self._deadlines(connection, partition, number, wanted)
+        if deadlines != self._told.get(number, None if wanted else {}):
+            await commands.set_returns(
+                self._client,
+                epoch=partition.epoch, sale_id=sale_id, deadlines=deadlines, partition=self._partition,
+            )  # fmt: skip
+            self._told[number] = deadlines
 
     async def _sales(self) -> list[tuple[int, str]]:
         state = await commands.read_partition(self._client, self._partition)

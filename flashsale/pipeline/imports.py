@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from flashsale.ledger import imports
+from flashsale import metrics
+from flashsale.ledger import imports, set_aside
 from flashsale.ledger.imports import ImportRow
 from flashsale.ledger.pool import Connection
-from flashsale.pipeline.duty import Duty
+from flashsale.pipeline.care import reason_of
+from flashsale.pipeline.duty import Duty, is_away
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +26,7 @@ Apply = Callable[[Connection, ImportRow], Awaitable[ImportRow]]
 
 
 class Imports(Duty):
-    """The worker's part in imports; `apply` does one."""
+    """The worker's part in imports; `apply` does one. One that makes it fail is `failed`, and set aside."""
 
     name = "imports"
     lock = 0x666C696D
@@ -39,7 +41,14 @@ class Imports(Duty):
             if found is None:
                 await self.pause(POLL_S)
                 continue
-            ended = await self._apply(connection, found)
+            try:
+                ended = await self._apply(connection, found)
+            except Exception as fault:
+                if is_away(fault):
+                    raise
+                # Whatever it is, later imports are not held up by it, nor is anything else.
+                await self._set_aside(connection, found, fault)
+                continue
             log.info(
                 "a catalogue was taken in",
                 imported=ended.id,
@@ -48,3 +57,13 @@ class Imports(Duty):
                 rows=ended.rows,
                 faults=ended.faults,
             )
+
+    async def _set_aside(self, connection: Connection, found: ImportRow, fault: Exception) -> None:
+        log.error("an import failed: it is set aside", imported=found.id, merchant=found.merchant, exc_info=fault)
+        metrics.SET_ASIDE.labels(set_aside.IMPORT).inc()
+        now_ms = time.time_ns() // 1_000_000
+        async with connection.transaction():
+            await imports.fail(
+                connection, found.number, "It could not be taken in; whoever runs the engine is told.", now_ms
+            )
+            await set_aside.put(connection, set_aside.IMPORT, [(found.id, reason_of(fault))], now_ms)

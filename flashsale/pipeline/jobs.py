@@ -21,7 +21,7 @@ from pgqueuer.queries import Queries
 
 from flashsale import metrics
 from flashsale.ledger.pool import connect
-from flashsale.pipeline.duty import BACKOFF_S, LOST
+from flashsale.pipeline.duty import BACKOFF_S, LOST, is_away
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +58,8 @@ class Jobs:
             try:
                 await self._work()
             except LOST as fault:
+                if not is_away(fault):
+                    raise
                 log.warning("the job queue waits", jobs=list(self._handlers), reason=f"{type(fault).__name__}: {fault}")
             if time.monotonic() - began > BACKOFF_S[1]:
                 pause = BACKOFF_S[0]

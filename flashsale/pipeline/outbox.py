@@ -17,10 +17,11 @@ import structlog
 from redis.exceptions import ResponseError
 
 from flashsale import metrics
-from flashsale.ledger import life, outbox, partitions
+from flashsale.ledger import life, outbox, partitions, set_aside
 from flashsale.ledger.outbox import OutboxRow
 from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import Connection
+from flashsale.pipeline.care import reason_of
 from flashsale.pipeline.catalogues import Catalogues, KnownSale
 from flashsale.pipeline.duty import Duty
 from flashsale.reservation import commands, keys, server
@@ -33,6 +34,7 @@ log = structlog.get_logger(__name__)
 OUTBOX_LOCK = 0x666C6F78
 IDLE_S = 0.05  # an empty outbox is looked at again after this
 REFUSED_PAUSE_S = 0.2  # Valkey is of another epoch, or its ACL forbids a script: asked again after this
+ASIDE_LOOK_S = 5.0  # a row that is retried is sent within this
 ROWS = 16  # read at once: about a quarter of a megabyte
 SENT_MAX = 256  # rows under way: so many that the ledger writer, which clears them by the chunk, is never waited for
 ORDERS_S = 15_000
@@ -77,7 +79,11 @@ class Outbox(Duty):
 
     async def work(self, connection: Connection) -> None:
         self._sent.clear()  # what an earlier connection sent is sent again: scripts answer `already`
+        looked = -ASIDE_LOOK_S
         while not self.stopping.is_set():
+            if time.monotonic() - looked > ASIDE_LOOK_S:  # one that is retried is no longer set aside
+                self._set_aside = set(map(int, await set_aside.ids(connection, set_aside.OUTBOX)))
+                looked = time.monotonic()
             try:
                 busy = await self.round(connection)
             except commands.Refusal as refusal:
@@ -175,8 +181,11 @@ class Outbox(Duty):
             outcomes = await self._move(partition, sale, row, orders)
         except (LookupError, TypeError, ValueError) as fault:
             self._set_aside.add(row.number)
+            metrics.SET_ASIDE.labels(set_aside.OUTBOX).inc()
+            aside = [(str(row.number), reason_of(fault))]
+            await set_aside.put(connection, set_aside.OUTBOX, aside, time.time_ns() // 1_000_000)
             metrics.OUTBOX_ORDERS.labels("malformed").inc(len(row.items))
-            log.error("an outbox row can't be told: it stays", row=row.number, kind=row.kind, error=repr(fault))
+            log.error("an outbox row can't be told: it is set aside", row=row.number, kind=row.kind, error=repr(fault))
             return False
         self._report(row, outcomes)
         self._sent[row.number] = Sent(row.kind, any(outcome not in GONE for outcome in outcomes))

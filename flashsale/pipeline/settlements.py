@@ -20,6 +20,7 @@ class Settlements(Duty):
 
     async def work(self, connection: Connection) -> None:
         merchants = settlement.Merchants()
+        await settlement.begin(connection, merchants, time.time_ns() // 1_000_000)
         while not self.stopping.is_set():
             began = time.monotonic()
             more = await settlement.book(connection, merchants, rows=HISTORY_ROWS, now_ms=time.time_ns() // 1_000_000)

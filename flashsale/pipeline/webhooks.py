@@ -20,7 +20,7 @@ import structlog
 from pgqueuer.errors import RetryRequested
 from standardwebhooks import Webhook
 
-from flashsale.ledger import webhook_endpoints, webhooks
+from flashsale.ledger import followers, webhook_endpoints, webhooks
 from flashsale.ledger.pool import CONNECTION_LOST, Connection, Ledger
 from flashsale.ledger.webhooks import Due
 from flashsale.partners.outbound import Answer, Forbidden, Outbound, Unanswered, networks
@@ -62,8 +62,7 @@ class WebhookFanout(Duty):
         self._rows = rows
 
     async def work(self, connection: Connection) -> None:
-        if await webhooks.mend_mark(connection):
-            log.warning("the mark of told changes was ahead of the database's transactions: it was taken back")
+        await followers.mend(connection, "webhook_mark")
         swept = 0.0
         while not self.stopping.is_set():
             told = await webhooks.tell(connection, rows=self._rows, now_ms=now_ms())

@@ -16,6 +16,9 @@ PAYMENT_EVENTS_STATE = "{payment-events}:state"
 """Hash, in the slot of the stream: written and trimmed (bytes ever put into that stream, and of these applied and cut
 off), last (its newest entry's id)."""
 
+WORKERS = "workers"
+"""Hash: a worker's name -> its sign of life (workers.py). Of no partition: a rebuild leaves it, it ends by itself."""
+
 
 def tag(partition: int) -> str:
     """The hash tag that every key of `partition` carries."""

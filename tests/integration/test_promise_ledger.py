@@ -307,14 +307,14 @@ async def test_the_page_metrics_and_readiness_say_the_same(house: House) -> None
         "last": 200,
         "promises": [others[0], {**hong_kong, "alert": True}, others[1]],
     }
-    assert (await house.get("/readyz"))["warnings"] == []  # not raised yet
+    assert lanes_of(await house.get("/readyz")) == []  # not raised yet
     await look(house.ledger, 1_794_000_000_000)
     since = "2026-11-06T21:20:00.000Z"
     shown = await house.get("/v1/lanes/promises", **boss)
     assert shown["promises"][1] == {**hong_kong, "alert": True, "alert_since": since}
     ready = await house.get("/readyz")
     assert ready["ready"] is True
-    assert ready["warnings"] == [
+    assert lanes_of(ready) == [
         f"lane {SUPERMARKET.id} to HK keeps too few of its promises since {since}, when it fell to 170 of the last 200"
     ]
     async with house.session.get("/metrics") as answer:
@@ -322,3 +322,8 @@ async def test_the_page_metrics_and_readiness_say_the_same(house: House) -> None
     assert 'flashsale_lane_on_time_ratio{country="HK",lane="tmall-supermarket-hk"} 0.85' in lines
     assert 'flashsale_lane_promise_alert{country="HK",lane="tmall-supermarket-hk"} 1.0' in lines
     assert 'flashsale_lane_promise_alert{country="SG",lane="cainiao-standard"} 0.0' in lines
+
+
+def lanes_of(ready: dict[str, Any]) -> list[str]:
+    """The warnings about lanes."""
+    return [line for line in ready["warnings"] if line.startswith("lane ")]

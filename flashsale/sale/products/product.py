@@ -49,8 +49,13 @@ class Finding(Struct, frozen=True, gc=False):
 
 
 def fault(row: int, column: str, code: str, message: str) -> Finding:
-    return Finding(row, column, "fault", code, message)
+    return Finding(row, _writable(column), "fault", code, _writable(message))
 
 
 def warning(row: int, column: str, code: str, message: str) -> Finding:
-    return Finding(row, column, "warning", code, message)
+    return Finding(row, _writable(column), "warning", code, _writable(message))
+
+
+def _writable(text: str) -> str:
+    """The text without what no UTF-8 can hold: a finding quotes the file, which may be in another encoding."""
+    return text.encode("utf-8", "replace").decode() if not text.isascii() else text

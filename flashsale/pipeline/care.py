@@ -1,0 +1,128 @@
+"""Each duty of a worker by itself: one that fails is begun anew, alone, and says so; the others never hear of it.
+
+A server that is lost is a duty's own affair (duty.py): it waits. What comes here is everything else: an exception that
+nobody foresaw, or an end that nobody asked for. The duty is made again from nothing, after a pause that grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from flashsale import metrics
+
+log = structlog.get_logger(__name__)
+
+AGAIN_S = (0.5, 60.0)  # first and longest pause before a duty that failed is begun anew
+SOUND_S = 60.0  # one that has worked for so long since then is sound again
+CANCELLED_WITHIN_S = 1.0  # what does not end when it is asked is cancelled; redis-py may swallow one cancellation
+REASON_MAX = 200
+
+
+class Work(Protocol):
+    """What a worker runs side by side: it ends soon after stop()."""
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Health:
+    """How a duty fares. `reason`: why it failed last, None while it is sound; `failures`: since it was."""
+
+    failures: int = 0
+    reason: str | None = None
+    failed_at: float = 0.0
+
+
+class EndedEarly(Exception):
+    """A duty has come to its end unasked."""
+
+
+class Care:
+    """Runs duties side by side until stop(). `duties` makes each, by its name, as often as it has to begin anew."""
+
+    def __init__(self, duties: Mapping[str, Callable[[], Work]], again_s: tuple[float, float] = AGAIN_S) -> None:
+        self._duties = dict(duties)
+        self._again_s = again_s
+        self._running: dict[str, Work] = {}
+        self._stopping = asyncio.Event()
+        self._health = {name: Health() for name in duties}
+
+    def failing(self) -> dict[str, str]:
+        """The duties that failed and have not worked soundly since, each with the reason."""
+        now = time.monotonic()
+        for health in self._health.values():
+            if health.reason is not None and now - health.failed_at > SOUND_S + self._again_s[1]:
+                health.failures, health.reason = 0, None
+        return {name: health.reason for name, health in self._health.items() if health.reason is not None}
+
+    def stop(self) -> None:
+        """Ends run(): every duty is asked to end."""
+        self._stopping.set()
+        for work in list(self._running.values()):
+            work.stop()
+
+    async def run(self, end_within_s: float) -> list[str]:
+        """Runs every duty until stop(), then for `end_within_s` at most; returns those that did not end of themselves
+        (they are cancelled), for a log line."""
+        tasks = {name: asyncio.create_task(self._keep(name), name=name) for name in self._duties}
+        await self._stopping.wait()
+        _, late = await asyncio.wait(tasks.values(), timeout=end_within_s)
+        deadline = time.monotonic() + CANCELLED_WITHIN_S
+        while late and time.monotonic() < deadline:
+            for task in late:
+                task.cancel()
+            _, late = await asyncio.wait(late, timeout=CANCELLED_WITHIN_S / 5)
+        return sorted(task.get_name() for task in tasks.values() if task in late or task.cancelled())
+
+    async def _keep(self, name: str) -> None:
+        health = self._health[name]
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                work = self._running[name] = self._duties[name]()
+                await work.run()
+                if self._stopping.is_set():
+                    return
+                raise EndedEarly(f"{name} has ended unasked")
+            except Exception as fault:
+                if self._stopping.is_set():
+                    log.warning("a duty failed as it ended", duty=name, reason=reason_of(fault))
+                    return
+                if time.monotonic() - began > SOUND_S:
+                    health.failures = 0
+                pause_s = min(self._again_s[0] * 2 ** min(health.failures, 16), self._again_s[1])
+                health.failures += 1
+                health.reason, health.failed_at = reason_of(fault), time.monotonic()
+                metrics.DUTY_FAILURES.labels(name).inc()
+                log.error("a duty failed and begins anew", duty=name, again_s=pause_s, exc_info=fault)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._stopping.wait()
+
+
+def reason_of(fault: BaseException) -> str:
+    """An exception in a line that may be shown to whoever runs the engine."""
+    words = " ".join(str(fault).split())
+    return f"{type(fault).__name__}: {words}"[:REASON_MAX]
+
+
+async def each_alone(things: Mapping[Any, Callable[[], Awaitable[None]]]) -> None:
+    """Does each of a round's things, the later ones too where an earlier one fails; then raises the first failure."""
+    first: Exception | None = None
+    for thing, do in things.items():
+        try:
+            await do()
+        except Exception as fault:
+            log.warning("one of a round failed: the others go on", thing=str(thing), reason=reason_of(fault))
+            first = first or fault
+    if first is not None:
+        raise first
