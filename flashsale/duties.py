@@ -36,7 +36,7 @@ from flashsale.pipeline.provider_calls import ProviderCalls
 from flashsale.pipeline.refund_jobs import RefundJobs
 from flashsale.pipeline.settlements import Settlements
 from flashsale.pipeline.webhooks import WebhookFanout, jobs_of, sender_of
-from flashsale.recovery import Guard
+from flashsale.recovery import SET_ASIDE, Guard
 from flashsale.reservation import server, workers
 from flashsale.settings import Settings
 
@@ -77,6 +77,7 @@ def duties_of(
             durability=settings.durability,
             backlog_max_bytes=settings.backlog_max_bytes,
             automatic=rebuild,
+            set_aside=settings.data_dir / SET_ASIDE,
         ),
         LedgerWriter.name: lambda: LedgerWriter(redis_url, database_url, rows=settings.writer_rows),
         Outbox.name: lambda: Outbox(redis_url, database_url),

@@ -45,6 +45,14 @@ async def insert(connection: Connection, sale_id: str, key: bytes, file: str) ->
     return SaleRow(int(number), sale_id, key, file)
 
 
+async def adopt(connection: Connection, row: SaleRow, skus: Sequence[str]) -> None:
+    """Keeps a sale that was known elsewhere under the number and with the key that it has there."""
+    await connection.execute(
+        "INSERT INTO sale (number, id, key, file) VALUES ($1, $2, $3, $4)", row.number, row.id, row.key, row.file
+    )
+    await insert_offers(connection, row.number, skus)
+
+
 async def set_file(connection: Connection, number: int, file: str) -> None:
     """Keeps the file of the last update."""
     await connection.execute("UPDATE sale SET file = $2 WHERE number = $1", number, file)
@@ -78,6 +86,20 @@ async def insert_catalogue(connection: Connection, version: int, document: bytes
     await connection.execute("INSERT INTO catalogue (version, document) VALUES ($1, $2)", version, document)
 
 
+async def put_catalogue(connection: Connection, version: int, document: bytes) -> None:
+    """Keeps a version of the catalogue, in the place of the document that is there if any."""
+    await connection.execute(
+        "INSERT INTO catalogue (version, document) VALUES ($1, $2) ON CONFLICT (version) DO UPDATE"
+        " SET document = excluded.document",
+        version, document,
+    )  # fmt: skip
+
+
+async def catalogue_versions(connection: Connection) -> list[int]:
+    """Every version that there is, the oldest first."""
+    return [row[0] for row in await connection.fetch("SELECT version FROM catalogue ORDER BY version")]
+
+
 async def newest_catalogue(connection: Connection) -> tuple[int, bytes] | None:
     """The newest version (number, document), None before the first sale."""
     row = await connection.fetchrow("SELECT version, document FROM catalogue ORDER BY version DESC LIMIT 1")
@@ -108,3 +130,19 @@ async def catalogues_after(connection: Connection, version: int) -> dict[int, by
         "SELECT version, document FROM catalogue WHERE version > $1 ORDER BY version", version
     )
     return {row[0]: row[1] for row in rows}
+
+
+async def orders_by_version(connection: Connection) -> dict[int, int]:
+    """How many orders were priced at each version. Reads the whole table."""
+    rows = await connection.fetch("SELECT catalogue_version, count(*) FROM orders GROUP BY 1")
+    return {row[0]: row[1] for row in rows}
+
+
+async def unknown_numbers(connection: Connection) -> list[int]:
+    """Numbers of sales that orders or movements name and that there are not. Reads both tables."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT sale FROM"
+        " (SELECT DISTINCT sale FROM orders UNION ALL SELECT DISTINCT sale FROM movement) AS of"
+        " WHERE sale IS NOT NULL AND NOT EXISTS (SELECT FROM sale WHERE number = of.sale) ORDER BY sale"
+    )
+    return [row[0] for row in rows]

@@ -1,5 +1,6 @@
 """Valkey and ledger compared, and Valkey built again from ledger and journal where it is not as the ledger knows it."""
 
+from flashsale.recovery.aside import SET_ASIDE as SET_ASIDE
 from flashsale.recovery.by_hand import Recovered as Recovered
 from flashsale.recovery.by_hand import recover as recover
 from flashsale.recovery.guard import Guard as Guard

@@ -38,7 +38,10 @@ class HashWriter:
 
 
 async def delete_keys(client: redis.asyncio.Redis, partition: int) -> None:
-    names = [name async for name in client.scan_iter(match=f"{keys.tag(partition)}:*", count=KEYS_A_SCAN)]
+    kept = keys.rebuilding(partition).encode()
+    names = [
+        name async for name in client.scan_iter(match=f"{keys.tag(partition)}:*", count=KEYS_A_SCAN) if name != kept
+    ]
     for first in range(0, len(names), KEYS_A_SCAN):
         await answer(client.unlink(*names[first : first + KEYS_A_SCAN]))
     await answer(client.unlink(keys.CATALOGUE))

@@ -12,9 +12,10 @@ import asyncpg
 import redis.asyncio
 from redis.exceptions import RedisError, ResponseError
 
-from flashsale.ledger import partitions
+from flashsale.ledger import partitions, sales
 from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import CONNECTION_LOST, LedgerAway
+from flashsale.recovery import before, catalogues
 from flashsale.recovery.valkey import answer
 from flashsale.reservation import commands, keys, server
 from flashsale.reservation.movements import parse_entry_id
@@ -52,10 +53,14 @@ async def verify(
     known = await partitions.ensure(ledger, partition)
     run_id = await server.run_id(client)
     lacks = await server.shortcomings(client, durability, backlog_max_bytes)
-    state = await commands.read_partition(client, partition)
+    here = await before.look(client, partition)
+    state = here.state
     doubt = None
-    if state is None:
-        differs: str | None = "Valkey is empty"
+    differs: str | None
+    if here.phase:
+        differs = "a rebuild of Valkey was not finished"
+    elif state is None:
+        differs = "Valkey's partition can't be read" if here.damaged else "Valkey is empty"
     elif state.trimmed > known.mark_bytes:
         # What was cut had been committed: PostgreSQL came back without it, or it is another one.
         differs, doubt = f"the journal is cut {state.trimmed - known.mark_bytes} bytes beyond the ledger's mark", OLDER
@@ -65,6 +70,9 @@ async def verify(
             doubt = OLDER
     else:
         differs = await _older_than_ledger(client, known, state)
+        if differs is None:
+            differs = await _unknown_to_ledger(client, ledger, state)
+            doubt = OLDER if differs is not None else None
     return Verdict(run_id, known.epoch, lacks, differs, doubt)
 
 
@@ -78,8 +86,34 @@ async def _older_than_ledger(
         return f"Valkey wrote {state.written} bytes of journal, the ledger read {known.mark_bytes}"
     if state.version < known.version:
         return f"Valkey's catalogue is version {state.version}, the ledger's {known.version}"
-    if state.version and not await answer(client.hexists(keys.CATALOGUE, str(state.version))):
-        return f"Valkey lacks version {state.version} of the catalogue"
+    if not state.version:
+        return None
+    in_force = await catalogues.from_valkey(client, state.version)
+    if in_force is None:
+        return f"Valkey has no version {state.version} of the catalogue that can be read"
+    for sale in in_force.sales:
+        try:
+            await commands.read_state(client, sale.id, known.id)
+        except (LookupError, ValueError, ResponseError):
+            return f"the counters of sale {sale.id} in Valkey can't be read"
+    return None
+
+
+async def _unknown_to_ledger(
+    client: redis.asyncio.Redis, ledger: asyncpg.Connection[asyncpg.Record], state: commands.PartitionState
+) -> str | None:
+    """What Valkey sells and the ledger does not know: the journal has it still, and the writer would store orders of a
+    sale that is not there."""
+    if not state.version:
+        return None
+    in_force = await catalogues.from_valkey(client, state.version)
+    rows = {row.number: row for row in await sales.all_sales(ledger)}
+    for sale in in_force.sales if in_force is not None else ():
+        row = rows.get(sale.number)
+        if row is None or (row.id, row.key) != (sale.id, sale.key):
+            return f"Valkey sells {sale.id}, which is no sale of the ledger"
+    if state.version not in await catalogues.versions(ledger):
+        return f"the ledger lacks version {state.version} of the catalogue, which Valkey has in force"
     return None
 
 

@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
 
 import asyncpg
 import redis.asyncio
 
 from flashsale.ledger import held, movements, orders, sales
 from flashsale.ledger.partitions import Partition
-from flashsale.recovery.valkey import FIELDS, HashWriter, answer
+from flashsale.recovery import catalogues
+from flashsale.recovery.valkey import FIELDS, HashWriter
 from flashsale.reservation import commands, holds, keys
 from flashsale.reservation.limits import identity_field, lane_field
 from flashsale.sale.catalogue import Catalogue
@@ -75,17 +75,22 @@ async def write(
     """Writes every key of the partition but journal and partition; returns how many sales and orders."""
     partition, mark = known.id, known.mark
     rows = {row.number: row for row in await sales.all_sales(ledger)}
-    documents = await sales.catalogues(ledger)
-    catalogues = {version: Catalogue.decode(document) for version, document in documents.items()}
     writer = HashWriter(client)
-
-    for version, document in {0: Catalogue(0, ()).encode(), **documents}.items():
-        await answer(client.hset(keys.CATALOGUE, str(version), cast(str, document)))
+    limited: list[tuple[int, int, int]] = []
+    channels: dict[str, int] = {}
+    await catalogues.into_valkey(client, Catalogue(0, ()))
+    for version in sorted(await catalogues.versions(ledger)):
+        catalogue = await catalogues.from_ledger(ledger, version)
+        if catalogue is None:
+            continue  # it is nowhere: the plan said so
+        await catalogues.into_valkey(client, catalogue)
+        limited += limited_lines({version: catalogue})
+        channels |= channel_numbers({version: catalogue})
 
     supplied = await movements.supplies(ledger, partition, mark)
     released = await movements.released_units(ledger, partition, mark)
     taken = await orders.taken_units(ledger, partition, mark)
-    guarantees = await held.guarantees_left(ledger, partition, mark, channel_numbers(catalogues))
+    guarantees = await held.guarantees_left(ledger, partition, mark, channels)
     states = replayed(await movements.of_sales(ledger, partition))
     for number, state in states.items():
         sale_id = rows[number].id
@@ -110,7 +115,7 @@ async def write(
             await writer.put(keys.stock(partition, sale_id), sku, common)
 
     identities = {number: SaleIdentity(partition, number, row.key) for number, row in rows.items()}
-    async for number, shopper, sku, units in orders.each_quota_use(ledger, partition, mark, limited_lines(catalogues)):
+    async for number, shopper, sku, units in orders.each_quota_use(ledger, partition, mark, limited):
         quota_field = identities[number].quota_field(shopper, sku)
         await writer.put(keys.quota(partition, rows[number].id), quota_field, units)
 

@@ -163,8 +163,14 @@ class SaleState(SaleReading):
 
 async def read_partition(client: redis.asyncio.Redis, partition: int = 0) -> PartitionState | None:
     """The partition's own hash, or None where Valkey has none: never built, or lost."""
+    return await read_partition_hash(client, keys.partition(partition))
+
+
+async def read_partition_hash(client: redis.asyncio.Redis, key: str) -> PartitionState | None:
+    """A partition's hash under that key: its own, or the one that a rebuild took away. Raises ValueError where a field
+    is no number."""
     fields = ("epoch", "version", "run_id", "written", "trimmed")
-    values = await _await(client.hmget(keys.partition(partition), *fields))
+    values = await _await(client.hmget(key, *fields))
     epoch, version, run_id, written, trimmed = values
     if epoch is None:
         return None

@@ -31,6 +31,12 @@ def partition(partition: int) -> str:
     return f"{tag(partition)}:partition"
 
 
+def rebuilding(partition: int) -> str:
+    """Hash: the partition's own as it was when a rebuild began (it is renamed to this: no script runs any more), phase
+    (begun, taken: the ledger has all that only Valkey knew) and told ("1": by hand). Gone when the rebuild is whole."""
+    return f"{tag(partition)}:rebuilding"
+
+
 def journal(partition: int) -> str:
     """Stream: every movement of stock and every change of state of this partition, in the order of their happening."""
     return f"{tag(partition)}:journal"

@@ -270,7 +270,7 @@ async def test_a_ledger_that_lost_a_transaction_closes_the_doors_until_told(shop
             )
         await lose_a_transaction(shop)
         await shop.ledger.execute("SELECT pg_advisory_unlock($1, $2)", WRITER_LOCK, 0)
-        await until(lambda: len(guard.reasons) == 3, "the guard says why")
+        await until(lambda: any("--force" in reason for reason in guard.reasons), "the guard says why")
         assert "bytes beyond the ledger's mark" in guard.reasons[0]
         state = await commands.read_partition(shop.valkey)
         assert state is not None
