@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from flashsale.audit.report import FAULTS_MAX
 from flashsale.audit.snapshot import Snapshot, order_id_of, shown_entry
-from flashsale.ledger import dead_letters
+from flashsale.ledger import dead_letters, lost_orders
 from flashsale.ledger.movements import MOVED, NUMBER
 from flashsale.sale.lifecycle import UNITS, Units
 
@@ -21,6 +21,8 @@ async def check(look: Snapshot) -> None:
     counts = look.report.counts
     counts.orders_ledger = await look.ledger.fetchval("SELECT count(*) FROM orders")
     counts.backlog = await look.ledger.fetchval("SELECT count(*) FROM backlog")
+    counts.orders_lost = await lost_orders.count(look.ledger)
+    look.report.lost = [lost.as_dict() for lost in await lost_orders.first(look.ledger, FAULTS_MAX)]
     await _dead_letters(look)
     await _orders_themselves(look)
 

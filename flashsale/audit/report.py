@@ -25,11 +25,12 @@ class Counts:
     """`orders_ledger`: rows, `backlog`: orders in the journal alone, `orders_paid`: those that are paid and not
     cancelled, `units`: taken and not given back. `money`: by currency, in its minor units, what all payments come to:
     authorised = captured + released + open, captured = kept + refunded; of what is kept `refunding` is on its way back
-    and `refund_failed` owed by hand."""
+    and `refund_failed` owed by hand. `orders_lost`: answered, and lost with an older ledger (recovery names them)."""
 
     orders_valkey: int = 0
     orders_ledger: int = 0
     backlog: int = 0
+    orders_lost: int = 0
     orders_paid: int = 0
     payments: int = 0
     units: int = 0
@@ -43,10 +44,25 @@ class AuditReport:
 
     faults: list[Fault] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
+    lost: list[dict[str, Any]] = field(default_factory=list)
+    """Orders that a recovery could only name: no fault that anything here could mend, and never left unsaid."""
 
     @property
     def ok(self) -> bool:
         return not self.faults
 
     def as_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, "faults": [asdict(fault) for fault in self.faults], "counts": asdict(self.counts)}
+        return {
+            "ok": self.ok,
+            "faults": [asdict(fault) for fault in self.faults],
+            "counts": asdict(self.counts),
+            "lost": self.lost,
+        }
+
+    @property
+    def remedy(self) -> str | None:
+        """The command that mends what is wrong in Valkey alone, if something of that kind is."""
+        rebuilt = ("I1", "I3", "I4")
+        if not any(fault.invariant in rebuilt and "dead_letter" not in fault.detail for fault in self.faults):
+            return None
+        return "where Valkey differs from the ledger, `flashsale recover --force` builds it again from the ledger"

@@ -53,6 +53,10 @@ def _print(report: AuditReport) -> None:
     for fault in report.faults:
         place = " ".join(part for part in (fault.sale, fault.sku, fault.order) if part)
         typer.echo(f"{fault.invariant}  {place}{': ' if place else ''}{fault.detail}")
+    for lost in report.lost:
+        typer.echo(f"lost  {lost['sale']} {lost['order']}: answered, and in no ledger since a recovery")
+    if report.remedy is not None:
+        typer.echo(report.remedy)
     counts = report.counts
     verdict = "every invariant is kept" if report.ok else f"{len(report.faults)} faults"
     typer.echo(

@@ -199,8 +199,11 @@ async def _read_counters(client: redis.asyncio.Redis, partition: int, found: Sur
         numbers |= {sale.id: sale.number for sale in found.catalogue.sales}
     async for name in client.scan_iter(match=f"{prefix}*:*", count=KEYS_A_SCAN):
         sale_id, _, kind = name.decode("utf-8", "replace").removeprefix(prefix).rpartition(":")
-        if kind in ("holds", "state") and sale_id in numbers:
-            found.ids[sale_id] = numbers[sale_id]
+        if kind not in ("holds", "state"):
+            continue
+        if sale_id not in numbers:  # no catalogue that can be read names it: its own hash may
+            numbers[sale_id] = await _own_number(client, partition, sale_id)
+        found.ids[sale_id] = numbers[sale_id]
     for sale_id in found.ids:
         try:
             state = await commands.read_state(client, sale_id, partition)
@@ -209,6 +212,15 @@ async def _read_counters(client: redis.asyncio.Redis, partition: int, found: Sur
             continue
         if state is not None:
             found.states[sale_id] = state
+
+
+async def _own_number(client: redis.asyncio.Redis, partition: int, sale_id: str) -> int:
+    """The number that a sale's own hash says; 0, which is no sale's, where it says none."""
+    try:
+        value = await answer(client.hget(keys.state(partition, sale_id), "number"))
+    except ResponseError:
+        return 0
+    return int(value) if value is not None and value.isdigit() else 0
 
 
 async def _copy_holds(

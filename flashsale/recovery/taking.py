@@ -62,6 +62,9 @@ async def take_in(
     journal = _Journal(found.known.id, base)
     if found.takes_counters:
         await _take_counters(ledger, found, channels, journal, began, taken_in > 0)
+        for sale in adopted:
+            if sale.id not in found.states:
+                _begin_anew(journal, sale, channels, await _first(ledger, sale.number))
     if found.gap:
         await movements.store(ledger, journal.rows)
         await life.pay_collected(ledger, found.known.id, (0, 0), journal.last)
@@ -152,6 +155,8 @@ async def _take_counters(
     states = replayed(await movements.of_sales(ledger, partition))
     for sale_id, state in found.states.items():
         number = found.ids[sale_id]
+        if number not in found.numbers:
+            continue  # nobody can say what it sold
         if found.kin is Kin.BRANCH and all(sale.number != number for sale in found.only_sales):
             continue  # the ledger's own story of that sale went on
         _set_window(journal, number, states.get(number), state, began, with_orders, await _first(ledger, number))
@@ -175,6 +180,22 @@ async def _take_counters(
             )  # fmt: skip
 
 
+def _begin_anew(journal: _Journal, sale: Sale, channels: dict[str, int], first: EntryId | None) -> None:
+    """A sale whose counters can't be read, and that the ledger never knew: as its file made it."""
+    _open_window(journal, sale.number, first, opens_at=sale.opens_at_ms, closes_at=sale.closes_at_ms)
+    for offer in sale.offers:
+        journal.add("create", sale.number, offer.index, offer.stock)
+        for channel, units in offer.guarantees.items():
+            if channel in channels:
+                journal.add("move", sale.number, offer.index, -units, channel=channels[channel])
+
+
+def _open_window(journal: _Journal, number: int, first: EntryId | None, **window: int) -> None:
+    """The sale's window from before its first order on."""
+    start = journal.last if first is None else (first[0] - 1, 0)
+    journal.at(min(start, journal.last), "create", number, None, None, **window)
+
+
 async def _first(ledger: asyncpg.Connection[asyncpg.Record], number: int) -> EntryId | None:
     """The place of the sale's first order in the journal."""
     row = await ledger.fetchrow(
@@ -196,8 +217,7 @@ def _set_window(
     mark on, and what it is now from now on."""
     window = {"opens_at": state.opens_at_ms, "closes_at": state.closes_at_ms}
     if old is None:
-        start = journal.last if first is None else (first[0] - 1, 0)
-        journal.at(min(start, journal.last), "create", number, None, None, **window)
+        _open_window(journal, number, first, **window)
         old = SaleWindowState("open", state.opens_at_ms, state.closes_at_ms)
     elif with_orders and (old.status != "open" or old.suspended or old.closes_at < state.closes_at_ms):
         at = (began[0], began[1] + 1)
