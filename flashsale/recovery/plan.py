@@ -80,7 +80,7 @@ async def plan(client: redis.asyncio.Redis, ledger: asyncpg.Connection[asyncpg.R
         numbers = ", ".join(map(str, unknown[:5]))
         made.refusals.append(f"the ledger has orders of sale number {numbers}, but no such sale: {BRING_BACK}")
     made.refusals += await _too_small(client, made.orders)
-    if made.versions.remake:
+    if made.versions.in_force in made.versions.remake:
         made.notices.append(
             f"catalogue version {made.versions.in_force}, in force, is nowhere: made again from the sales' files"
         )
