@@ -59,7 +59,17 @@ def test_audit_and_recover_as_commands(valkey_memory: ValkeyServer, ledger: str,
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"], report["faults"]) == (0, True, [])
     assert report["counts"].keys() == {
-        *("orders_valkey", "orders_ledger", "backlog", "orders_paid", "payments", "units", "money", "as_of")
+        *(
+            "orders_valkey",
+            "orders_ledger",
+            "backlog",
+            "orders_lost",
+            "orders_paid",
+            "payments",
+            "units",
+            "money",
+            "as_of",
+        )
     }
 
     in_shop(url, ledger, _drift)
