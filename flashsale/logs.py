@@ -58,6 +58,12 @@ class Said:
         return True
 
 
+def say(line: str) -> None:
+    """One line of a long-running command on standard output, for as long as somebody takes it."""
+    if sys.stdout is not None:
+        Said(sys.stdout.fileno()).write(line + "\n")
+
+
 def set_up(level: str, part: str) -> None:
     """Log from `level` on; every line names the part of the engine that wrote it. Call once, at the process's start."""
     structlog.contextvars.bind_contextvars(part=part)

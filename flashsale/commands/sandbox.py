@@ -79,11 +79,11 @@ def payments(
     def tell(address: str) -> None:
         if as_json:
             told = {"pid": os.getpid(), "address": address, **keys._asdict()}
-            print(json.dumps(told), flush=True)
+            logs.say(json.dumps(told))
         else:
             # A key that came from outside is known outside.
             made = [f"{name}: {key}" for name, key, given in zip(keys._fields, keys, known, strict=True) if not given]
-            print("\n".join([f"payments sandbox {address}", *made]), flush=True)
+            logs.say("\n".join([f"payments sandbox {address}", *made]))
 
     uvloop.run(server.run(port, directory, webhook_url, keys, tell, pages_url))
 
@@ -113,7 +113,7 @@ def channel(
 
     def tell(address: str) -> None:
         told = {"pid": os.getpid(), "address": address}
-        print(json.dumps(told) if as_json else f"channel sandbox {address}", flush=True)
+        logs.say(json.dumps(told) if as_json else f"channel sandbox {address}")
 
     try:
         uvloop.run(server.run(port, secret, tell))
@@ -144,7 +144,7 @@ def identities(
 
     def tell(address: str) -> None:
         told = {"pid": os.getpid(), "address": address}
-        print(json.dumps(told) if as_json else f"identities sandbox {address}", flush=True)
+        logs.say(json.dumps(told) if as_json else f"identities sandbox {address}")
 
     try:
         uvloop.run(server.run(port, chosen.identities_api_key.get_secret_value(), tell))
@@ -196,7 +196,7 @@ def carriers(
 
     def tell(address: str) -> None:
         told = {"pid": os.getpid(), "address": address}
-        print(json.dumps(told) if as_json else f"carriers sandbox {address}", flush=True)
+        logs.say(json.dumps(told) if as_json else f"carriers sandbox {address}")
 
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

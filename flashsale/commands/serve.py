@@ -39,7 +39,7 @@ def serve(
     completed = runfile.completed(chosen)
     logs.set_up(chosen.log_level, part="front")
     if as_json:
-        print(json.dumps({"url": f"http://{chosen.host}:{chosen.port}", "processes": chosen.processes}), flush=True)
+        logs.say(json.dumps({"url": f"http://{chosen.host}:{chosen.port}", "processes": chosen.processes}))
     if chosen.processes > 1:
         import asyncio
 

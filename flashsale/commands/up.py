@@ -89,10 +89,9 @@ async def _keep_showing(supervisor: Supervisor) -> None:
 
 
 def _say(line: str) -> None:
-    """To standard output, as long as somebody takes it."""
     from flashsale import logs
 
-    logs.Said(sys.stdout.fileno()).write(line + "\n")
+    logs.say(line)
 
 
 def _silent(line: str) -> None:

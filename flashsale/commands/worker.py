@@ -38,7 +38,7 @@ def worker(
     if (why := metrics_files.join(chosen.data_dir)) is not None:
         structlog.get_logger("flashsale.metrics").warning("metrics.not_shared", error=why)
     if as_json:
-        print(json.dumps({"name": "worker", "partition": 0}), flush=True)
+        logs.say(json.dumps({"name": "worker", "partition": 0}))
     uvloop.run(main(completed, rebuild))
 
 

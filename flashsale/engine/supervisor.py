@@ -22,14 +22,14 @@ from flashsale.embedded.server import Server
 from flashsale.engine import readiness, stopping
 from flashsale.engine.claim import claim
 from flashsale.engine.faults import SupervisorFault
-from flashsale.engine.parts import Backoff, Part, exited, name_of, pid_of, status_of
+from flashsale.engine.parts import Backoff, OwnPart, Part, exited, name_of, pid_of, status_of
 from flashsale.engine.roster import Roster
 from flashsale.engine.watch import Watch
 from flashsale.settings import Settings, reachable
 
 log = structlog.get_logger("flashsale.supervisor")
 
-FALSE_STARTS_MAX = 3  # deaths of parts before the engine was ever ready: then `up` gives up
+FALSE_STARTS_MAX = 3  # parts that ended before they began, while the engine was never ready: then `up` gives up
 RECORD_AGAIN_S = 1.0  # a run.json that could not be written is tried again
 ROOM_LOOK_S = 1.0  # a server that its full disk ended waits for room
 CANCELLED_WITHIN_S = 0.5  # our own tasks at the end; what they hang on is stopped next
@@ -177,6 +177,7 @@ class Supervisor:
         """
         backoff = Backoff()
         while True:
+            fault: Exception | None = None
             try:
                 await until_ready()
                 if isinstance(part, Server):
@@ -184,11 +185,10 @@ class Supervisor:
                 was_ready.set()
                 await exited(part)
                 log.warning("part.died", name=name_of(part), pid=pid_of(part), status=status_of(part))
-            except Exception as fault:  # see above
-                log.error("part.not_started", name=name_of(part), error=str(fault) or type(fault).__name__)
-                await self._count_false_start(part, fault)
-            else:
-                await self._count_false_start(part, None)
+            except Exception as error:  # see above
+                log.error("part.not_started", name=name_of(part), error=str(error) or type(error).__name__)
+                fault = error
+            self._count_false_start(part, fault)
             if isinstance(part, Server):
                 self._answering.discard(part)
             self._record()
@@ -204,7 +204,7 @@ class Supervisor:
                 return self._spawn(part)
             except Exception as fault:  # nothing of what a start needs is there for certain
                 log.error("part.not_started", name=name_of(part), error=str(fault) or type(fault).__name__)
-                await self._count_false_start(part, fault)
+                self._count_false_start(part, fault)
             await backoff.wait()
 
     async def _room(self, server: Server) -> None:
@@ -216,8 +216,9 @@ class Supervisor:
                 said = True
             await asyncio.sleep(ROOM_LOOK_S)
 
-    async def _count_false_start(self, part: Part, fault: Exception | None) -> None:
-        if self._was_ready:
+    def _count_false_start(self, part: Part, fault: Exception | None) -> None:
+        begun = self._watch.begun(part) if isinstance(part, OwnPart) else part in self._answering
+        if self._was_ready or begun:
             return
         self._false_starts += 1
         if self._false_starts >= FALSE_STARTS_MAX:

@@ -21,7 +21,7 @@ import structlog
 
 from flashsale import life_sign
 from flashsale.embedded.server import Server, ServerFault
-from flashsale.engine.parts import OwnPart, Part, living, name_of
+from flashsale.engine.parts import OwnPart, Part, living, name_of, pid_of
 
 log = structlog.get_logger("flashsale.supervisor")
 
@@ -47,6 +47,7 @@ class Watch:
 
     silent_s: Callable[[Part], float]
     _channel: socket.socket = field(default_factory=lambda: _channel(), init=False)
+    _own: Sequence[OwnPart] = field(default=(), init=False)
     _heard: dict[int, _Heard] = field(default_factory=dict, init=False)
     _unanswered_s: dict[Server, float] = field(default_factory=dict, init=False)
 
@@ -61,14 +62,14 @@ class Watch:
 
     async def run(self, own: Sequence[OwnPart], serving: Callable[[], Sequence[Server]]) -> None:
         """Looks until cancelled. `serving`: the servers that were ready once and so must answer."""
-        loop = asyncio.get_running_loop()
+        loop, self._own = asyncio.get_running_loop(), own
         loop.add_reader(self._channel, self._read)
         looked = loop.time()
         try:
             while True:
                 await asyncio.sleep(LOOK_EVERY_S)
                 passed_s, looked = min(loop.time() - looked, LOOK_MOST_S), loop.time()
-                self._look(own, passed_s)
+                self._look(passed_s)
                 await self._ask(serving(), passed_s)
         finally:
             loop.remove_reader(self._channel)
@@ -85,20 +86,29 @@ class Watch:
                         for handle in array.array("i", data[: len(data) - len(data) % 4]):
                             os.close(handle)  # a stranger's open files: not kept
 
+    def begun(self, part: OwnPart) -> bool:
+        """Whether its last process has ever shown a sign of life."""
+        return part.process is not None and part.process.pid in self._heard and self._heard[part.process.pid].begun
+
     def _sign(self, pid: int) -> None:
-        if (heard := self._heard.get(pid)) is not None:  # else no part of ours
+        if any(pid == pid_of(part) for part in self._own):  # else a stranger's
+            heard = self._heard.setdefault(pid, _Heard())
             heard.silent_s, heard.begun = 0.0, True
 
-    def _look(self, own: Sequence[OwnPart], passed_s: float) -> None:
-        present = {pid: part for part in own for pid, _ in living(part)}
-        self._heard = {pid: self._heard.get(pid) or _Heard() for pid in present}
-        for pid, part in present.items():
-            heard, limit_s = self._heard[pid], self.silent_s(part)
-            heard.silent_s += passed_s
-            if limit_s and heard.silent_s > (limit_s if heard.begun else max(limit_s, BEGIN_WITHIN_S)):
-                log.error("part.hung", name=name_of(part), pid=pid, silent_s=round(heard.silent_s))
-                if part.process is not None:
-                    part.process.kill()
+    def _look(self, passed_s: float) -> None:
+        named = {pid_of(part): part for part in self._own}
+        self._heard = {pid: heard for pid, heard in self._heard.items() if pid in named}
+        for part in self._own:
+            for pid, _ in living(part):
+                self._count(part, self._heard.setdefault(pid, _Heard()), passed_s)
+
+    def _count(self, part: OwnPart, heard: _Heard, passed_s: float) -> None:
+        heard.silent_s += passed_s
+        limit_s = self.silent_s(part)
+        if limit_s and heard.silent_s > (limit_s if heard.begun else max(limit_s, BEGIN_WITHIN_S)):
+            log.error("part.hung", name=name_of(part), pid=pid_of(part), silent_s=round(heard.silent_s))
+            if part.process is not None:
+                part.process.kill()
 
     async def _ask(self, servers: Sequence[Server], passed_s: float) -> None:
         answers = await asyncio.gather(*(_answers(server) for server in servers))

@@ -75,6 +75,7 @@ async def test_nobody_ends_the_engine_by_not_reading_what_it_says(
     make_engine: Callable[..., Engine], reader: str
 ) -> None:
     engine = make_engine(FLASHSALE_LOG_LEVEL="debug")
+    engine.errors.touch()
     heard, said = os.pipe()
     fcntl.fcntl(said, fcntl.F_SETPIPE_SZ, 4096)
     engine.process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
