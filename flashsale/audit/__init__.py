@@ -20,7 +20,7 @@ from flashsale.audit.report import AuditReport as AuditReport
 from flashsale.audit.report import Counts as Counts
 from flashsale.audit.report import Fault as Fault
 from flashsale.audit.snapshot import POLL_S, Progress, Snapshot, rfc3339
-from flashsale.ledger import sales
+from flashsale.ledger import sales, statistics
 from flashsale.ledger.pool import CONNECTION_LOST, LedgerAway, connect
 from flashsale.recovery import channel_numbers
 from flashsale.reservation import server
@@ -80,6 +80,7 @@ def _silent(step: str) -> None:
 async def _look(look: Snapshot) -> None:
     if not await look.begin():
         return
+    await statistics.ensure(look.ledger)
     await look.scan()
     await look.wait_for_writer()
     found = len(look.report.faults)

@@ -138,6 +138,19 @@ async def orders_by_version(connection: Connection) -> dict[int, int]:
     return {row[0]: row[1] for row in rows}
 
 
+async def prices_of_orders(connection: Connection, version: int) -> dict[int, dict[int, dict[str, int]]]:
+    """What the orders that were priced at a version paid for a unit: by sale number, offer index and market."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT sale, line.sku, market, line.price FROM orders, unnest(skus, prices) AS line (sku, price)"
+        " WHERE catalogue_version = $1",
+        version,
+    )
+    paid: dict[int, dict[int, dict[str, int]]] = {}
+    for sale, sku, market, price in rows:
+        paid.setdefault(sale, {}).setdefault(sku, {})[market] = price
+    return paid
+
+
 async def unknown_numbers(connection: Connection) -> list[int]:
     """Numbers of sales that orders or movements name and that there are not. Reads both tables."""
     rows = await connection.fetch(

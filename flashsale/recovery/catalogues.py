@@ -18,7 +18,7 @@ from flashsale.ledger.pool import Connection
 from flashsale.recovery.valkey import answer
 from flashsale.reservation import commands, keys
 from flashsale.sale.catalogue import Catalogue, Sale
-from flashsale.sale.salefile import parse_sale_file
+from flashsale.sale.salefile import SaleFileFaults, parse_sale_file
 from flashsale.sale.world import packaged
 
 
@@ -63,14 +63,11 @@ async def versions(ledger: Connection) -> set[int]:
 @dataclass(slots=True)
 class Needed:
     """What becomes of the catalogue's versions. `in_force`: the one that will be; `take`: from Valkey to the ledger;
-    `remake`: those that are nowhere and are made again from the sales' files: the one in force, and
-    those that no order was priced at. `gone`: version -> orders that were
-    priced at it, of versions that are nowhere: a retry of one of them can't be answered."""
+    `remake`: those that are nowhere, and are made again from the sales' files and their own orders' prices."""
 
     in_force: int = 0
     take: list[int] = field(default_factory=list)
     remake: list[int] = field(default_factory=list)
-    gone: dict[int, int] = field(default_factory=dict)
 
 
 async def needed(client: redis.asyncio.Redis, ledger: Connection, in_force: int, from_valkey_too: bool) -> Needed:
@@ -84,13 +81,19 @@ async def needed(client: redis.asyncio.Redis, ledger: Connection, in_force: int,
         elif version in there and await from_valkey(client, version) is not None:
             found.take.append(version)
     sound.update(found.take)
-    used = await sales.orders_by_version(ledger)
-    found.gone = {version: count for version, count in used.items() if version and version not in sound}
-    found.remake = sorted(version for version in stored - sound if version not in found.gone)
-    if in_force and in_force not in sound and in_force not in found.remake:
-        found.remake.append(in_force)
-    found.gone.pop(in_force, None)
+    wanted = stored | set(await sales.orders_by_version(ledger)) | {in_force}
+    found.remake = sorted(wanted - sound - {0})
     return found
+
+
+async def no_file(ledger: Connection) -> str | None:
+    """The first sale whose file can't be read, so that no version can be made again."""
+    for row in await sales.all_sales(ledger):
+        try:
+            parse_sale_file(row.file, f"{row.id}.toml")
+        except SaleFileFaults:
+            return row.id
+    return None
 
 
 async def settle(
@@ -106,14 +109,18 @@ async def settle(
 
 
 async def _from_files(ledger: Connection, version: int, windows: Mapping[int, tuple[int, int]]) -> Catalogue:
-    """The catalogue as the sales' files say it, each offer at the index that it always had."""
+    """The catalogue as the sales' files say it, each offer at the index that it always had and at the price that the
+    version's orders paid."""
     made = []
-    skus = await sales.all_offers(ledger)
+    skus, prices = await sales.all_offers(ledger), await sales.prices_of_orders(ledger, version)
     for row in await sales.all_sales(ledger):
         file = parse_sale_file(row.file, f"{row.id}.toml").with_id(row.id)
         by_sku = {offer.sku: offer for offer in file.offers}
+        then = prices.get(row.number, {})
         known = [by_sku[sku] for sku in skus.get(row.number, ()) if sku in by_sku]
-        offers = tuple(replace(offer, index=index) for index, offer in enumerate(known))
+        offers = tuple(
+            replace(offer, index=index, prices=offer.prices | then.get(index, {})) for index, offer in enumerate(known)
+        )
         opens_at, closes_at = windows.get(row.number, (file.opens_at_ms, file.closes_at_ms))
         made.append(
             replace(

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import redis.asyncio
 
-from flashsale.ledger import orders, sales
+from flashsale.ledger import orders, sales, statistics
 from flashsale.recovery import before, catalogues
 from flashsale.recovery.catalogues import Needed
 from flashsale.recovery.survey import Kin, Survey, survey
@@ -66,6 +66,7 @@ class Plan:
 
 async def plan(client: redis.asyncio.Redis, ledger: asyncpg.Connection[asyncpg.Record], partition: int = 0) -> Plan:
     """Looks at everything, changes nothing."""
+    await statistics.ensure(ledger)
     found = await survey(client, ledger, partition)
     made = Plan(found, await needed(client, ledger, found))
     made.sales = len(found.rows)
@@ -80,14 +81,13 @@ async def plan(client: redis.asyncio.Redis, ledger: asyncpg.Connection[asyncpg.R
         numbers = ", ".join(map(str, unknown[:5]))
         made.refusals.append(f"the ledger has orders of sale number {numbers}, but no such sale: {BRING_BACK}")
     made.refusals += await _too_small(client, made.orders)
-    if made.versions.in_force in made.versions.remake:
+    if made.versions.remake:
+        sale_id = await catalogues.no_file(ledger)
+        if sale_id is not None:
+            made.refusals.append(f"a catalogue version is nowhere, nor sale {sale_id}'s file: {BRING_BACK}")
+    for version in made.versions.remake:
         made.notices.append(
-            f"catalogue version {made.versions.in_force}, in force, is nowhere: made again from the sales' files"
-        )
-    for version, count in made.versions.gone.items():
-        made.notices.append(
-            f"catalogue version {version} is nowhere: a retry of the {count} orders that were priced at it is answered"
-            f" 504; {BRING_BACK}"
+            f"catalogue version {version} is nowhere: made again from the sales' files and its orders' prices"
         )
     return made
 

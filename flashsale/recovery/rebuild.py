@@ -15,7 +15,7 @@ import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
 
-from flashsale.ledger import movements, partitions
+from flashsale.ledger import movements, partitions, statistics
 from flashsale.recovery import aside, before, catalogues
 from flashsale.recovery.plan import CannotRebuild, needed, plan
 from flashsale.recovery.survey import Kin, Survey, survey
@@ -83,6 +83,7 @@ async def rebuild(
     # 4. Everything, from the ledger alone.
     await delete_keys(client, partition)
     async with ledger.transaction(isolation="repeatable_read", readonly=True):
+        await statistics.whole_tables(ledger)
         made_sales, made_orders = await write(client, ledger, known, progress)
     # 5. A journal whose first entry the writer's mark passes, then the partition itself.
     entry = encode_movement(EpochSet(epoch))
