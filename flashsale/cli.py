@@ -26,6 +26,8 @@ COMMANDS = {
     "migrate": "flashsale.commands.migrate",
     "audit": "flashsale.commands.audit",
     "recover": "flashsale.commands.recover",
+    "backup": "flashsale.commands.backup",
+    "restore": "flashsale.commands.restore",
     "deadletters": "flashsale.commands.deadletters",
     "payments": "flashsale.commands.payments",
     "webhooks": "flashsale.commands.webhooks",

@@ -14,8 +14,8 @@ CONNECT_TIMEOUT_S = 10.0
 _ALEMBIC = asyncio.Lock()  # its context is global to the process: two runs inside one loop would mix
 
 
-async def migrate(url: str) -> None:
-    """Runs the missing steps in one transaction; several processes may do so at once.
+async def migrate(url: str, to: str = "head") -> None:
+    """Runs the missing steps, up to revision `to`, in one transaction; several processes may do so at once.
 
     Raises OSError or asyncpg.PostgresError where the database can't be reached.
     """
@@ -24,13 +24,13 @@ async def migrate(url: str) -> None:
     )
     try:
         async with _ALEMBIC, engine.begin() as connection:
-            await connection.run_sync(_upgrade)
+            await connection.run_sync(_upgrade, to)
     finally:
         await engine.dispose()
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, to: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, to)

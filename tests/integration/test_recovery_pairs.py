@@ -1,7 +1,7 @@
 """Ledger and Valkey each brought back to any point by itself: green, or one line that names the command, then green.
 
 No order that was answered vanishes unnamed: it is in the ledger afterwards, or among the orders that are named as lost.
-`FLASHSALE_RECOVERY_ROUNDS` sets the number of random rounds (CI: 12; the full size: 200).
+`FLASHSALE_RECOVERY_ROUNDS` sets the number of random rounds (CI: 6; the full size: 200).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from flashsale.sale.salefile import parse_sale_file
 from tests.integration.points import Points
 from tests.integration.shop import FAN, FILE, FRIDGE, KETTLE, Shop
 
-ROUNDS = int(os.environ.get("FLASHSALE_RECOVERY_ROUNDS", "12"))
+ROUNDS = int(os.environ.get("FLASHSALE_RECOVERY_ROUNDS", "6"))
 SEED = 1111
 COMMANDS = ("flashsale recover", "flashsale restore", "FLASHSALE_MAXMEMORY_MB")
 
