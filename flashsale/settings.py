@@ -129,6 +129,11 @@ class Settings(BaseSettings):
     connections_max: int = Field(20_000, ge=1, description="open connections of one front end; beyond it none is taken")
     head_max_bytes: int = Field(16 * KIB, ge=1 * KIB, description="request line and headers; beyond it: 431")
     body_max_bytes: int = Field(256 * KIB, ge=1 * KIB, description="request body; beyond it: 413")
+    held_max_bytes: int = Field(
+        8 * MIB,
+        ge=256 * KIB,
+        description="requests that came in part, or wait behind others, of all connections of a front end; beyond: 503",
+    )
     drop_max_bytes: int = Field(8 * MIB, ge=0, description="read and dropped after a 413 or 431 before closing")
     drop_seconds: float = Field(2, ge=0, description="the longest that a 413 or 431 reads and drops before closing")
     pipeline_max: int = Field(

@@ -118,6 +118,7 @@ ROUTES: tuple[tuple[str, str, Page], ...] = (
 )
 """Every page; what answers GET answers HEAD too."""
 
+CHANNEL_ORDERS = "/v1/channels/{channel}/orders"
 HOT_PATHS = ("/v1/orders", "/v1/webhooks/payments")
 """They take POST alone, which the hot path answers itself."""
 
@@ -151,6 +152,7 @@ def make_app(context: FrontContext) -> web.Application:
             app.router.add_route(method, path, page)
     for path in HOT_PATHS:
         app.router.add_route("*", path, _hot_path_methods)
+    app.router.add_route("POST", CHANNEL_ORDERS, _hot_path_methods)  # beside its GET: so that `Allow` names it
     if context.settings.payments_sandbox_url is not None:
         sandbox_pages.add_routes(app)
     app.on_response_prepare.append(_set_headers)

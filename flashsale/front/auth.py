@@ -22,6 +22,7 @@ ISSUER = AUDIENCE = "flashsale"
 ROLES = ("shopper", "admin", "agent", "channel", "merchant")
 TOKEN_MAX_BYTES = 4096  # ours have about 250; what is longer costs hashing and can't be ours
 SUBJECT_MAX_CHARACTERS = 128  # it becomes a column of the ledger and of every journal record
+LEEWAY_S = 30  # whoever made a token may have a clock that is ahead of ours; an expired one is expired
 HEADERS_KEPT = 64  # distinct header segments remembered; only those under a right signature get in
 
 _HEADER = urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=")
@@ -36,7 +37,8 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Claims(msgspec.Struct, frozen=True, gc=False):
-    """Who asks (`sub`, 1..128 characters, no control characters), as what (`role`), until when (`exp`, UNIX s)."""
+    """Who asks (`sub`, 1..128 characters, no control characters), as what (`role`), until when (`exp`, UNIX s),
+    and from when (`nbf`, `iat`)."""
 
     sub: Annotated[str, msgspec.Meta(min_length=1, max_length=SUBJECT_MAX_CHARACTERS)]
     role: Literal["shopper", "admin", "agent", "channel", "merchant"]
@@ -44,6 +46,7 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
     iss: Literal["flashsale"]
     aud: str | list[str]
     nbf: int | float = 0
+    iat: int | float = 0
 
 
 _decode_claims = msgspec.json.Decoder(Claims).decode
@@ -89,11 +92,11 @@ class Verifier:
         payload = self.payload(token)
         try:
             claims = _decode_claims(payload)
-        except (msgspec.MsgspecError, UnicodeError):
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             raise Refused("unauthenticated", "The token's claims are not those of a flashsale token.") from None
         if claims.exp <= now_s:
             raise Refused("unauthenticated", "The token has expired.")
-        if claims.nbf > now_s:
+        if claims.nbf > now_s + LEEWAY_S or claims.iat > now_s + LEEWAY_S:
             raise Refused("unauthenticated", "The token is not valid yet.")
         audience = claims.aud
         if audience != AUDIENCE and (isinstance(audience, str) or AUDIENCE not in audience):
@@ -107,7 +110,7 @@ class Verifier:
         """Accepts a header segment: a JSON object, `alg` HS256, no extension that would change what was signed."""
         try:
             fields = orjson.loads(_decode_segment(header))
-        except orjson.JSONDecodeError:
+        except (orjson.JSONDecodeError, RecursionError):
             fields = None
         if not isinstance(fields, dict) or fields.get("alg") != "HS256" or "crit" in fields or "b64" in fields:
             raise Refused("unauthenticated", "The token's header is not that of an HS256 token.")

@@ -21,6 +21,7 @@ from flashsale.front.framing import ACCEPT, AUTHORIZATION, Head
 from flashsale.front.hotpath import CHANNEL_ORDERS, WIDE_BUFFER_BYTES
 from flashsale.front.intake import Intake, answers_packed, media_type
 from flashsale.front.order_route import OrderRoute
+from flashsale.front.verdicts import GUARDED
 from flashsale.sale.channel_order import Faulty, orders_of
 from flashsale.sale.decoding import InvalidBody, MalformedBody
 from flashsale.sale.priced import Order
@@ -182,6 +183,6 @@ class ChannelRoute:
     def tick(self, now_s: float) -> None:
         date = formatdate(now_s, usegmt=True)
         self._heads = [
-            f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: application/{kind}\r\nContent-Length: ".encode()
+            f"HTTP/1.1 200 OK\r\nDate: {date}\r\n{GUARDED}Content-Type: application/{kind}\r\nContent-Length: ".encode()
             for kind in ("json", "msgpack")
         ]

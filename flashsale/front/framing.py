@@ -222,11 +222,13 @@ def canonical(head: Head, body: bytes | bytearray, close: bool) -> bytes:
 class ChunkedBody:
     """A chunked body as it comes in: feed() until it says done. Bounded by `limit` bytes of data."""
 
-    __slots__ = ("_feed", "_limit", "_remaining", "_trailers", "body", "done")
+    __slots__ = ("_feed", "_limit", "_remaining", "_size_so_far", "_trailers", "body", "done", "keep")
 
     def __init__(self, limit: int) -> None:
         self.body = bytearray()
+        self.keep = True  # False: nobody will read it; it is framed all the same
         self.done = False
+        self._size_so_far = 0
         self._limit = limit
         self._remaining = 0
         self._trailers = 0
@@ -254,7 +256,7 @@ class ChunkedBody:
         if match is None or end - position > CHUNK_LINE_MAX:
             raise Refused("malformed", "A chunk does not begin with its size.")
         self._remaining = int(match[1], 16)
-        if len(self.body) + self._remaining > self._limit:
+        if self._size_so_far + self._remaining > self._limit:
             raise Refused("too-large", f"A body has at most {self._limit} bytes.")
         self._feed = self._data if self._remaining else self._trailer
         return end
@@ -263,7 +265,9 @@ class ChunkedBody:
         part = data[position : position + self._remaining]
         if not part:
             return -1
-        self.body += part
+        if self.keep:
+            self.body += part
+        self._size_so_far += len(part)
         self._remaining -= len(part)
         if not self._remaining:
             self._feed = self._data_end

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from flashsale import metrics
+from flashsale.front.admission import Admission
 from flashsale.front.connection import Connection
 from flashsale.front.framing import Head
 from flashsale.front.lending import Lending
@@ -50,9 +51,16 @@ class HotPath:
     """What all connections of a process share."""
 
     def __init__(
-        self, settings: Settings, answers: Answers, lending: Lending, routes: Sequence[Route], shortcut: Shortcut
+        self,
+        settings: Settings,
+        answers: Answers,
+        lending: Lending,
+        admission: Admission,
+        routes: Sequence[Route],
+        shortcut: Shortcut,
     ) -> None:
-        self.settings, self.answers, self.lending = settings, answers, lending
+        self.settings, self.answers, self.lending, self.admission = settings, answers, lending, admission
+        self.held = 0  # bytes of unfinished and waiting requests, of all connections
         self.routes = {route.path: route for route in routes}
         self._many = self.routes.get(CHANNEL_ORDERS)
         self.shortcut = shortcut

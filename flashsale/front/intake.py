@@ -7,6 +7,8 @@ Nothing here waits or asks a server.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 
 from flashsale.errors import Refused
 from flashsale.front.auth import CONTROL, Claims, Verifier
@@ -85,13 +87,14 @@ class Unknown(Refused):
 
 
 class Intake:
-    """Makes orders. Set from outside: `sales`, those of the catalogue version in force, and `now_s`, the UNIX time."""
+    """Makes orders. Set from outside: `sales`, those of the catalogue version in force. `clock`: the UNIX time, s, that
+    a token's times are compared with."""
 
-    def __init__(self, verifier: Verifier, identities: IdentityTokens) -> None:
+    def __init__(self, verifier: Verifier, identities: IdentityTokens, clock: Callable[[], float] = time.time) -> None:
         self._verify = verifier.verify
         self._identities = identities
         self.sales: dict[str, PricedSale] = {}
-        self.now_s = 0.0
+        self._clock = clock
 
     def read(self, head: Head, body: bytes) -> Order:
         """A new order from any head. Raises Refused."""
@@ -109,7 +112,7 @@ class Intake:
 
     def order(self, token: bytes, key: str, packed: bool, body: bytes) -> Order:
         """A new order: identified, its body decoded, not yet priced. Raises Refused."""
-        claims = self._verify(token, self.now_s)
+        claims = self._verify(token, self._clock())
         if claims.role not in ("shopper", "agent"):
             raise Refused("forbidden", "Orders are placed with a shopper's token, or an agent's.")
         order = Order()
@@ -141,7 +144,7 @@ class Intake:
 
     def claims(self, token: bytes) -> Claims:
         """Who asks. Raises Refused("unauthenticated")."""
-        return self._verify(token, self.now_s)
+        return self._verify(token, self._clock())
 
     def knows_channel(self, channel: str) -> bool:
         """Whether the catalogue in force has such a channel."""

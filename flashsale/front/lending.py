@@ -1,13 +1,15 @@
-"""Lends single requests to aiohttp: its handler borrows the connection's transport for one answer (public API only).
+"""Lends single requests to aiohttp: its handler writes to a transport of its own, behind which is the connection's.
 
-The hot path has framed the message already; the handler gets it whole and canonical. aiohttp's access-log hook, which
-runs when an answer has been written, tells the borrower that the transport is the hot path's again.
+The hot path has framed the message already; the handler gets it whole and canonical. What aiohttp asks of its transport
+beyond writing (to pause, to resume, to close) never reaches the connection's: that one may carry others' requests.
+aiohttp's access-log hook, which runs when an answer has been written, tells the borrower that its turn is over.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
@@ -15,6 +17,7 @@ from aiohttp.abc import AbstractAccessLogger
 from flashsale.front.events import STREAMS
 
 NEVER_S = 10**9  # aiohttp's own keep-alive clock must not close a connection that is the hot path's
+BEYOND_OURS_BYTES = 1024 * 1024  # aiohttp's bounds on heads; ours, which are lower, have refused before
 
 
 class Borrower(Protocol):
@@ -22,6 +25,9 @@ class Borrower(Protocol):
 
     def answered_by_page(self) -> None:
         """The page's answer is written."""
+
+    def closed_by_page(self) -> None:
+        """With the page's answer the connection is to end."""
 
 
 _borrowers: dict[asyncio.BaseProtocol, Borrower] = {}
@@ -40,8 +46,58 @@ class AnswerWritten(AbstractAccessLogger):
             borrower.answered_by_page()
 
 
+class LentTransport(asyncio.Transport):
+    """What aiohttp holds for a connection's transport: it writes, and knows whom it talks to."""
+
+    __slots__ = ("_borrower", "_closing", "_reading", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, borrower: Borrower) -> None:
+        super().__init__()
+        self._transport, self._borrower = transport, borrower
+        self._closing = False
+        self._reading = True
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._borrower.closed_by_page()
+
+    def abort(self) -> None:
+        self._closing = True
+        self._transport.abort()
+
+    # A request comes whole: there is nothing to read on it, and so nothing to pause.
+
+    def is_reading(self) -> bool:
+        return self._reading
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self._transport.write(data)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
+        self._transport.writelines(list_of_data)
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def can_write_eof(self) -> bool:
+        return False
+
+
 class Lending:
-    """One process's aiohttp application, ready to answer on borrowed transports."""
+    """One process's aiohttp application, ready to answer on lent transports."""
 
     def __init__(self, app: web.Application) -> None:
         self._runner = web.AppRunner(
@@ -50,6 +106,8 @@ class Lending:
             keepalive_timeout=NEVER_S,
             handle_signals=False,
             handler_cancellation=True,  # a stream ends with its connection
+            max_line_size=BEYOND_OURS_BYTES,
+            max_field_size=BEYOND_OURS_BYTES,
         )
 
     async def start(self) -> None:
@@ -63,13 +121,13 @@ class Lending:
         await self._runner.cleanup()
 
     def handler(self, transport: asyncio.Transport, borrower: Borrower) -> asyncio.Protocol:
-        """A new handler on a connection's transport; give it back with `returned`."""
+        """A new handler for a connection; give it back with `returned`."""
         server = self._runner.server
         if server is None:
             raise RuntimeError("the pages are not running")
         handler: asyncio.Protocol = server()
         _borrowers[handler] = borrower
-        handler.connection_made(transport)
+        handler.connection_made(LentTransport(transport, borrower))
         return handler
 
     @staticmethod

@@ -192,7 +192,6 @@ class OrderRoute:
     # --- time ---
 
     def tick(self, now_s: float) -> None:
-        self._intake.now_s = now_s
         for (problem, detail), (count, first) in self._undecided.items():
             self._refusals[problem] = self._refusals.get(problem, 0) + count
             log.warning("orders refused", problem=problem, detail=detail, count=count, first_order=first)

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 import structlog
 import uvloop
 
+from flashsale.front.admission import Admission
 from flashsale.front.app import make_app
 from flashsale.front.auth import Verifier
 from flashsale.front.catalogues import Catalogues
@@ -27,6 +28,7 @@ from flashsale.front.identities import IdentityTokens
 from flashsale.front.intake import Intake
 from flashsale.front.lane_room import LaneRoom
 from flashsale.front.lending import Lending
+from flashsale.front.openapi import OPENAPI
 from flashsale.front.order_route import OrderRoute
 from flashsale.front.replay import Replays
 from flashsale.front.verdicts import Answers
@@ -93,7 +95,7 @@ async def _serve(settings: Settings, show_life: Callable[[], Coroutine[None, Non
     orders = OrderRoute(settings, intake, answers, Replays(answers, own_catalogues), LaneRoom(answers, own_valkey))
     webhooks = WebhookRoute(_webhook_verifier(settings), answers)
     routes: list[Route] = [orders, ChannelRoute(intake, orders), webhooks]
-    hot = HotPath(settings, answers, lending, routes, orders.take_plain)
+    hot = HotPath(settings, answers, lending, Admission(verifier, OPENAPI), routes, orders.take_plain)
 
     def check() -> Awaitable[list[str]]:
         return server.shortcomings(own_valkey, settings.durability, settings.backlog_max_bytes)

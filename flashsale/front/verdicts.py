@@ -42,6 +42,8 @@ _OUTCOMES = {
     "S": "sold-out",
     "F": "lane-full",
 }
+GUARDED = "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nServer: flashsale\r\n"
+"""On each answer of the hot path, as on every page."""
 _SOLD_OUT = problem_body("sold-out")[:-1].decode()
 
 
@@ -65,10 +67,10 @@ class Answers:
         """Called about once a second."""
         date = formatdate(usegmt=True)
         self._created = (
-            f"HTTP/1.1 201 Created\r\nDate: {date}\r\nContent-Type: application/json\r\nLocation: /v1/orders/"
+            f"HTTP/1.1 201 Created\r\nDate: {date}\r\n{GUARDED}Content-Type: application/json\r\nLocation: /v1/orders/"
         )
-        self._packed = f"HTTP/1.1 201 Created\r\nDate: {date}\r\nContent-Type: application/msgpack\r\n"
-        self._sold_out = f"HTTP/1.1 409 Conflict\r\nDate: {date}\r\nContent-Type: application/problem+json\r\n"
+        self._packed = f"HTTP/1.1 201 Created\r\nDate: {date}\r\n{GUARDED}Content-Type: application/msgpack\r\n"
+        self._sold_out = f"HTTP/1.1 409 Conflict\r\nDate: {date}\r\n{GUARDED}Content-Type: application/problem+json\r\n"
         self._date = date
 
     def accepted(self, order: Order, until: str) -> bytes:
@@ -106,7 +108,7 @@ class Answers:
         body = refused.body()
         status = refused.problem.status
         head = (
-            f"HTTP/1.1 {_LINES[status]}\r\nDate: {self._date}\r\nContent-Type: application/problem+json\r\n"
+            f"HTTP/1.1 {_LINES[status]}\r\nDate: {self._date}\r\n{GUARDED}Content-Type: application/problem+json\r\n"
             f"Content-Length: {len(body)}\r\n"
         )
         if status == 401:

@@ -20,7 +20,7 @@ from flashsale.errors import Refused
 from flashsale.front.connection import Connection
 from flashsale.front.framing import SIGNATURE, Head
 from flashsale.front.intake import check_coding
-from flashsale.front.verdicts import Answers
+from flashsale.front.verdicts import GUARDED, Answers
 from flashsale.partners.payments.signature import WebhookVerifier
 from flashsale.reservation.events import Event, EventLog
 
@@ -108,7 +108,7 @@ class WebhookRoute:
         self._now_s = now_s
         date = formatdate(now_s, usegmt=True)
         self._received = (
-            f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n"
+            f"HTTP/1.1 200 OK\r\nDate: {date}\r\n{GUARDED}Content-Type: application/json\r\nContent-Length: 17\r\n\r\n"
             '{"received":true}'
         ).encode()
         kept, self._kept = self._kept, 0

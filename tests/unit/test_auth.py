@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashsale.errors import Refused
-from flashsale.front.auth import TOKEN_MAX_BYTES, Verifier, bearer, mint
+from flashsale.front.auth import LEEWAY_S, TOKEN_MAX_BYTES, Verifier, bearer, mint
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 NOW_S = 1_800_000_000
@@ -135,7 +135,8 @@ def test_no_claim_makes_an_error_and_what_we_take_pyjwt_takes(claims: dict[str, 
         {"exp": str(NOW_S + 60)},
         {"exp": True},
         {"exp": None},
-        {"nbf": NOW_S + 1},
+        {"nbf": NOW_S + LEEWAY_S + 1},
+        {"iat": NOW_S + LEEWAY_S + 1},
     ],
 )
 def test_a_wrong_claim_is_refused_under_a_right_signature(changed: dict[str, Any]) -> None:
@@ -266,3 +267,23 @@ def _verification_us(tokens: list[bytes]) -> float:
     for token in tokens:
         fresh.verify(token, NOW_S)
     return (time.perf_counter() - began) / len(tokens) * 1e6
+
+
+@pytest.mark.parametrize("claim", ["nbf", "iat"])
+def test_a_maker_whose_clock_is_a_little_ahead_is_believed(claim: str) -> None:
+    assert not is_refused(signed(CLAIMS | {claim: NOW_S + LEEWAY_S}))
+
+
+def test_an_expired_token_has_no_leeway() -> None:
+    assert is_refused(signed(CLAIMS | {"exp": NOW_S}))
+    assert not is_refused(signed(CLAIMS | {"exp": NOW_S + 0.001}))
+
+
+def test_a_deeply_nested_token_is_refused_like_any_other() -> None:
+    deep = b"[" * 1500 + b"]" * 1500
+    header, payload = (base64.urlsafe_b64encode(part).rstrip(b"=") for part in (b'{"alg":"HS256"}', deep))
+    token = header + b"." + payload
+    assert is_refused(token + b"." + verifier.sign(token))
+    header = base64.urlsafe_b64encode(b'{"alg":"HS256","x":' + deep + b"}").rstrip(b"=")
+    token = header + b"." + base64.urlsafe_b64encode(b"{}").rstrip(b"=")
+    assert is_refused(token[:3000] + b"." + verifier.sign(token[:3000]))

@@ -21,8 +21,7 @@ ORDER = {"sale": "double11", "lines": [{"sku": "A", "quantity": 1}], "market": "
 BODY = json.dumps(ORDER).encode()
 SHOPPER = next(mint(SECRET, "ada", "shopper", 60, NOW_S)).encode()
 ADMIN = next(mint(SECRET, "root", "admin", 60, NOW_S)).encode()
-intake = Intake(Verifier(SECRET), IdentityTokens(SECRET))
-intake.now_s = NOW_S
+intake = Intake(Verifier(SECRET), IdentityTokens(SECRET), lambda: NOW_S)
 
 PRINTABLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=KEY_MAX)
 

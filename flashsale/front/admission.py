@@ -1,0 +1,46 @@
+"""Whose body is kept: where a token is needed, it is looked at before the rest of the body has come.
+
+A request that came whole is checked by its route or page, in the contract's order. This is for bodies that are still on
+their way: what a stranger sends is not kept, and what nobody would read isn't either. Which requests there are, and
+which of them need a token, follows from the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flashsale.errors import Refused
+from flashsale.front.auth import Verifier, bearer
+from flashsale.front.framing import AUTHORIZATION, Head
+
+_PARAMETER = re.compile(r"\\\{[^}]*\\\}")
+
+
+class Admission:
+    """Says of a head whether its body is to be kept. `document`: the OpenAPI document."""
+
+    def __init__(self, verifier: Verifier, document: Mapping[str, Any]) -> None:
+        self._verifier = verifier
+        self._taken = [
+            (re.compile(_PARAMETER.sub("[^/]+", re.escape(path)).encode()), bool(operation["security"]))
+            for path, methods in document["paths"].items()
+            for method, operation in methods.items()
+            if "requestBody" in operation
+        ]
+
+    def keeps(self, head: Head, now_s: float) -> bool:
+        """Whether somebody will read the body. Raises Refused("unauthenticated") where a token is needed for it and a
+        good one is not there."""
+        path = head.target.partition(b"?")[0]
+        needs = [token for pattern, token in self._taken if pattern.fullmatch(path)]
+        if not needs:
+            return False
+        if not all(needs):
+            return True
+        authorization = head.fields.get(AUTHORIZATION)
+        if authorization is None:
+            raise Refused("unauthenticated", "Send `Authorization: Bearer` and one token.")
+        self._verifier.verify(bearer(authorization), now_s)
+        return True
