@@ -45,6 +45,7 @@ _UNITS = {
     "writer_rows": "rows",
     "ledger_connections": "connections",
     "valkey_connections": "connections",
+    "pages_at_once": "pages",
     "log_level": "level",
     "payments_url": "URL",
     "public_url": "URL",
@@ -134,6 +135,11 @@ class Settings(BaseSettings):
         ge=256 * KIB,
         description="requests that came in part, or wait behind others, of all connections of a front end; beyond: 503",
     )
+    unsent_max_bytes: int = Field(
+        2 * MIB,
+        ge=64 * KIB,
+        description="answers that clients don't read, of a front end's connections together; beyond it the slowest go",
+    )
     drop_max_bytes: int = Field(8 * MIB, ge=0, description="read and dropped after a 413 or 431 before closing")
     drop_seconds: float = Field(2, ge=0, description="the longest that a 413 or 431 reads and drops before closing")
     pipeline_max: int = Field(
@@ -222,6 +228,9 @@ class Settings(BaseSettings):
 
     ledger_timeout_s: float = Field(1, gt=0, description="the longest that a page waits for PostgreSQL before 503")
     ledger_connections: int = Field(4, ge=1, le=100, description="PostgreSQL connections of one front end's pages")
+    pages_at_once: int = Field(
+        16, ge=1, le=1000, description="pages that one front end works on at once; more wait: each holds what it shows"
+    )
     valkey_connections: int = Field(16, ge=1, le=1000, description="Valkey connections of one front end's pages")
     writer_rows: int = Field(5000, ge=1, le=100_000, description="order rows that the ledger writer commits at once")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line kept")

@@ -3,10 +3,12 @@
 One middleware turns whatever a page raises into a problem, counts and logs; one signal gives every answer its headers.
 """
 
+import asyncio
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 
 import structlog
 from aiohttp import web
@@ -122,6 +124,14 @@ CHANNEL_ORDERS = "/v1/channels/{channel}/orders"
 HOT_PATHS = ("/v1/orders", "/v1/webhooks/payments")
 """They take POST alone, which the hot path answers itself."""
 
+LIMITED = frozenset(
+    ("/v1/sales", "/v1/sales/{sale}", "/v1/sales/{sale}/offers", "/v1/quotes", "/v1/markets", "/v1/lanes")
+)
+"""What any stranger may ask for, and what is large: it is worked on a few at once, for each holds what it shows. None
+of them waits for the ledger or a provider, so that none holds up the others for long."""
+
+AT_ONCE = web.AppKey("at_once", asyncio.Semaphore)
+
 REQUEST_ID = web.RequestKey("request_id", str)
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OF_STATUS = {
@@ -141,6 +151,7 @@ def make_app(context: FrontContext) -> web.Application:
     app = web.Application(middlewares=[_answered], client_max_size=context.settings.body_max_bytes)
     app[CONTEXT] = context
     app[STREAMS] = Streams()
+    app[AT_ONCE] = asyncio.Semaphore(context.settings.pages_at_once)
     app[stock.SOLD] = stock.Sold()
     app[quotes.QUOTED] = quotes.QuotedMarkets()
     app[WATCH] = Watch(app, context)
@@ -180,7 +191,8 @@ async def _answered(request: web.Request, handler: Page) -> web.StreamResponse:
     request_id = request[REQUEST_ID] = given if _GIVEN_ID.fullmatch(given) else secrets.token_hex(8)
     resource = request.match_info.route.resource
     route = resource.canonical if resource is not None else "none"
-    response = await _answer(request, handler)
+    async with request.app[AT_ONCE] if route in LIMITED else nullcontext():
+        response = await _answer(request, handler)
     seconds = time.perf_counter() - began
     method = (
         request.method if request.method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE") else "other"

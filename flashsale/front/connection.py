@@ -489,6 +489,16 @@ class Connection(asyncio.Protocol):
             self._handler.resume_writing()
         self._go_on()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the client does not read; 0 while it reads."""
+        return 0 if self._state is State.CLOSED or self._flow.writable else self._transport.get_write_buffer_size()
+
+    @property
+    def unread_since(self) -> float:
+        """Since when (the loop's clock) the client does not read."""
+        return self._flow.unread_since
+
     def check(self, now: float) -> None:
         """Called at each sweep."""
         settings = self._hot.settings

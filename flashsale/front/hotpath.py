@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Protocol
+
+import structlog
 
 from flashsale import metrics
 from flashsale.front.admission import Admission
@@ -18,6 +21,8 @@ from flashsale.front.framing import Head
 from flashsale.front.lending import Lending
 from flashsale.front.verdicts import Answers
 from flashsale.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 RECEIVE_BUFFER_BYTES = 32 * 1024  # what the kernel holds of one connection, and so the most that one read returns
 SEND_BUFFER_BYTES = 32 * 1024  # what the kernel keeps of answers that a client does not read: else it is megabytes
@@ -87,8 +92,12 @@ class HotPath:
         """Several times a second, with the loop's time and the UNIX time: closes what has been silent, slow or unread
         for too long."""
         self.now = now
+        unsent = 0
         for connection in list(self.connections):
             connection.check(now)
+            unsent += connection.unsent
+        if unsent > self.settings.unsent_max_bytes:
+            self._cut_the_slowest(unsent)
         for route in self.routes.values():
             route.tick(now_s)
         if self._refusals:
@@ -97,6 +106,15 @@ class HotPath:
         if self.draining and not self.connections and not any(route.pending for route in self.routes.values()):
             self.drained.set()
         metrics.set_connections(len(self.connections))
+
+    def _cut_the_slowest(self, unsent: int) -> None:
+        """Cuts those off that have not read for longest, until what is kept of answers is within its bound again."""
+        log.warning("answers wait for clients that read none: the slowest are cut off", bytes=unsent)
+        for connection in sorted((each for each in self.connections if each.unsent), key=attrgetter("unread_since")):
+            if unsent <= self.settings.unsent_max_bytes:
+                return
+            unsent -= connection.unsent
+            connection.abort()
 
     def begin_drain(self, idle_until: float) -> None:
         """From now on every answer is its connection's last; idle connections are closed after `idle_until`."""

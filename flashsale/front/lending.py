@@ -41,6 +41,8 @@ class AnswerWritten(AbstractAccessLogger):
         return True
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        if isinstance(response, web.Response):
+            response.body = None  # aiohttp holds on to the last answer until the next request of its connection
         borrower = _borrowers.get(request.protocol)
         if borrower is not None:
             borrower.answered_by_page()
