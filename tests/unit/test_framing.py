@@ -56,6 +56,8 @@ def test_a_head_of_any_bytes_is_parsed_or_refused(raw: bytes, whole: bool) -> No
     except Refused as refused:
         assert refused.name in ("malformed", "headers-too-large")
         return
+    if not whole:  # only what has come was looked at: its Host may still come
+        return
     lent = canonical(parsed, b"", parsed.close)
     again = parse_head(lent[:-4])
     assert (again.method, again.target, again.minor) == (parsed.method, parsed.target, parsed.minor)
