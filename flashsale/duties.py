@@ -56,7 +56,9 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
         held.push_async_callback(signs.aclose)
         care = Care(duties_of(settings, redis_url, database_url, rebuild, ledger, held))
         name = f"{socket.gethostname()}-{os.getpid()}"
-        telling = asyncio.create_task(workers.keep_giving(signs, name, care.failing, stop))
+        telling = asyncio.create_task(
+            workers.keep_giving(signs, name, care.failing, stop, lambda: _asked_by_guard(care))
+        )
         running = asyncio.create_task(care.run(settings.drain_timeout_s))
         await stop.wait()
         care.stop()
@@ -64,6 +66,12 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
         await asyncio.wait({telling}, timeout=workers.SIGN_S)
         await server.ended(telling)
         return late
+
+
+def _asked_by_guard(care: Care) -> str:
+    """Why this worker does not accept Valkey, and what helps."""
+    guard = care.work_of("guard")
+    return "; ".join(guard.reasons) if isinstance(guard, Guard) else ""
 
 
 def duties_of(

@@ -64,6 +64,10 @@ class Care:
                 health.failures, health.reason = 0, None
         return {name: health.reason for name, health in self._health.items() if health.reason is not None}
 
+    def work_of(self, name: str) -> Work | None:
+        """What is at work for that duty now."""
+        return self._running.get(name)
+
     def stop(self) -> None:
         """Ends run(): every duty is asked to end."""
         self._stopping.set()

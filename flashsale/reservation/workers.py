@@ -27,21 +27,23 @@ WORKERS_SHOWN = 20
 
 
 class Sign(Struct, frozen=True):
-    """When a worker gave its sign (Valkey's clock, ms), and its failing duties, each with the reason."""
+    """When a worker gave its sign (Valkey's clock, ms), and its failing duties, each with the reason. `asks`: why
+    it does not accept this Valkey, and the command that helps; "" where it does."""
 
     at_ms: int
     failing: dict[str, str]
+    asks: str = ""
 
 
 _encoder, _decoder = msgspec.json.Encoder(), msgspec.json.Decoder(Sign)
 
 
-async def give(client: redis.asyncio.Redis, worker: str, failing: dict[str, str]) -> None:
+async def give(client: redis.asyncio.Redis, worker: str, failing: dict[str, str], asks: str = "") -> None:
     """Gives this worker's sign, and sweeps out those of workers that are gone."""
     now_ms = await commands.clock(client)
     gone = [name for name, sign in (await _all(client)).items() if now_ms - sign.at_ms > 1000 * KEPT_S]
     async with client.pipeline(transaction=False) as calls:
-        calls.hset(keys.WORKERS, worker, cast(str, _encoder.encode(Sign(now_ms, failing))))
+        calls.hset(keys.WORKERS, worker, cast(str, _encoder.encode(Sign(now_ms, failing, asks))))
         if gone:
             calls.hdel(keys.WORKERS, *gone)
         calls.expire(keys.WORKERS, KEPT_S)
@@ -59,10 +61,14 @@ async def warnings(client: redis.asyncio.Redis) -> list[str]:
     living = {name: sign for name, sign in (await _all(client)).items() if now_ms - sign.at_ms < 1000 * SIGN_STALE_S}
     if not living:
         return ["no worker gives a sign of life: orders are taken, and nothing brings them to the ledger"]
+    shown = sorted(living.items())[:WORKERS_SHOWN]
     return [
-        f"worker {name}: {duty} fails and is begun anew ({reason})"
-        for name, sign in sorted(living.items())[:WORKERS_SHOWN]
-        for duty, reason in sign.failing.items()
+        *(f"worker {name}: {sign.asks}" for name, sign in shown if sign.asks),
+        *(
+            f"worker {name}: {duty} fails and is begun anew ({reason})"
+            for name, sign in shown
+            for duty, reason in sign.failing.items()
+        ),
     ]
 
 
@@ -79,13 +85,17 @@ async def _all(client: redis.asyncio.Redis) -> dict[str, Sign]:
 
 
 async def keep_giving(
-    client: redis.asyncio.Redis, worker: str, failing: Callable[[], dict[str, str]], stopping: asyncio.Event
+    client: redis.asyncio.Redis,
+    worker: str,
+    failing: Callable[[], dict[str, str]],
+    stopping: asyncio.Event,
+    asks: Callable[[], str] = str,
 ) -> None:
     """Gives a sign every SIGN_S until `stopping`; a Valkey that is away hears none."""
     told = True
     while not stopping.is_set():
         try:
-            await give(client, worker, failing())
+            await give(client, worker, failing(), asks())
             told = True
         except (RedisError, OSError, TimeoutError) as fault:
             if told:
