@@ -11,9 +11,10 @@ import signal
 import struct
 import subprocess
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from flashsale import tether, unprivileged
+from flashsale.embedded import application_role
 from flashsale.embedded.server import (
     READY_WITHIN_S,
     SERVER_ENV,
@@ -92,9 +93,24 @@ class PostgresServer(Server):
 
     @property
     def url(self) -> str:
-        """For asyncpg, psycopg and libpq; carries the password."""
-        password = self._password_path.read_text()
-        return f"postgresql://{_ROLE}:{password}@/{DATABASE}?host={quote(str(self.socket_directory), safe='/')}"
+        """For asyncpg, psycopg and libpq; carries the password of the superuser, who makes roles and databases."""
+        return self._url(_ROLE, self._password_path.read_text())
+
+    @functools.cached_property
+    def application_url(self) -> str:
+        """The same for the role that owns the ledger and nothing else; whole once `let_application_in` was awaited."""
+        place = self._password_path.with_name(self.directory.name + "-application-password")
+        if not place.exists():
+            _write_private(place, secrets.token_hex(32))
+        return self._url(application_role.NAME, place.read_text())
+
+    async def let_application_in(self) -> None:
+        """Its role is there and owns the ledger. The server answers. Raises OSError or asyncpg.PostgresError."""
+        password = urlsplit(self.application_url).password or ""
+        await application_role.ensure(self.url, password)
+
+    def _url(self, role: str, password: str) -> str:
+        return f"postgresql://{role}:{password}@/{DATABASE}?host={quote(str(self.socket_directory), safe='/')}"
 
     def start(self) -> None:
         """Make the data directory at the first start, start, return when queries are answered. Raises ServerFault."""

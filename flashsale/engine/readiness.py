@@ -9,6 +9,7 @@ import time
 
 import structlog
 
+from flashsale.embedded import PostgresServer
 from flashsale.engine.faults import SupervisorFault
 from flashsale.settings import Settings, reachable
 
@@ -37,22 +38,27 @@ async def check_given_valkey(settings: Settings) -> None:
         raise SupervisorFault("the Valkey of FLASHSALE_REDIS_URL is refused: " + "; ".join(lacking))
 
 
-async def migrated(settings: Settings, database_url: str) -> None:
-    """The ledger has every table; an embedded server is started again if it dies meanwhile. Raises SupervisorFault."""
+async def migrated(database_url: str, postgres: PostgresServer | None) -> None:
+    """The ledger has every table; postgres: the embedded server, whose tables are the engine's role's, and which is
+    started again if it dies meanwhile. Raises SupervisorFault.
+    """
     from flashsale.ledger import schema
     from flashsale.ledger.migrate import migrate
     from flashsale.ledger.pool import CONNECTION_LOST, reason_of
 
-    ours = settings.database_url is None
     while True:
-        found, line = await schema.told(database_url)
-        if found is schema.State.NEWER:
-            raise SupervisorFault(line)
         try:
+            if postgres is not None:
+                await postgres.let_application_in()
+            found, line = await schema.told(database_url)
+            if found is schema.State.NEWER:
+                raise SupervisorFault(line)
             return await migrate(database_url)
+        except SupervisorFault:
+            raise
         except Exception as fault:
-            if not (ours and isinstance(fault, CONNECTION_LOST)):
-                whose = "the ledger" if ours else "the PostgreSQL of FLASHSALE_DATABASE_URL"
+            if not (postgres is not None and isinstance(fault, CONNECTION_LOST)):
+                whose = "the ledger" if postgres is not None else "the PostgreSQL of FLASHSALE_DATABASE_URL"
                 raise SupervisorFault(f"{whose} can't be migrated: {reason_of(fault)}") from fault
         await asyncio.sleep(READY_POLL_S)
 

@@ -60,7 +60,7 @@ class Roster:
     @property
     def database_url(self) -> str:
         """Where PostgreSQL listens; carries its password."""
-        return self.settings.database_url or (self.postgres.url if self.postgres else "")
+        return self.settings.database_url or (self.postgres.application_url if self.postgres else "")
 
     def own(self) -> Iterator[OwnPart]:
         """Those of our own, in the order in which they start."""

@@ -97,7 +97,7 @@ class Supervisor:
     async def _serve(self, when_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> None:
         await self._start_servers()
         self._keepers.append(asyncio.create_task(self._look_around()))
-        await self._unless_a_keeper_fails(readiness.migrated(self.settings, self.parts.database_url))
+        await self._unless_a_keeper_fails(readiness.migrated(self.parts.database_url, self.parts.postgres))
         secret.find_or_make(self.settings)
         self.parts.prepare()
         self._record()

@@ -18,6 +18,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from flashsale.embedded import PostgresServer
 from tests.conftest import Engine
 from tests.crowd import Crowd, open_sale
 from tests.e2e.test_chaos import FLOWING, SEED, came_through, stopped_clean
@@ -116,7 +117,7 @@ async def test_a_full_disk_loses_no_order_and_room_alone_makes_all_well(
             began = time.monotonic()
             with filled(place):
                 if full != "valkey":
-                    await next_log_segment(engine_ledger(engine))
+                    await next_log_segment(PostgresServer(engine.data_dir / "postgres").url)
                 await until(
                     lambda began=began: crowd.statuses(began).get(503, 0) > 0,  # type: ignore[misc]
                     f"no order was refused: {crowd.statuses(began)}",
@@ -135,11 +136,3 @@ async def test_a_full_disk_loses_no_order_and_room_alone_makes_all_well(
     assert crowd.statuses().keys() <= {0, 201, 409, 503, 504}
     await came_through(engine, crowd)
     stopped_clean(engine)
-
-
-def engine_ledger(engine: Engine) -> str:
-    from flashsale import runfile
-
-    running = runfile.read(engine.data_dir)
-    assert running is not None
-    return running["postgres"]["address"]

@@ -17,10 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import pytest
 
 import flashsale
 from flashsale import unprivileged
+from flashsale.embedded import PostgresServer, application_role
+from flashsale.ledger.migrate import migrate
 from tests.conftest import FLASHSALE, Engine
 from tests.processes import pids, still_running, tree, wait_until_gone
 from tests.wire import ask, get
@@ -97,6 +100,50 @@ def test_run_json_names_every_part_and_is_private(engine: Engine) -> None:
     assert stat.S_IMODE((engine.data_dir / "secret").stat().st_mode) == 0o600
     assert set(pids(engine).values()) <= {process.pid for process in tree(engine)}
     assert [front["port"] for front in running["front"]] == [engine.port]  # type: ignore[attr-defined]
+
+
+async def test_the_engine_s_role_owns_its_ledger_and_nothing_else(engine: Engine) -> None:
+    connection = await asyncpg.connect(str(run_file(engine)["postgres"]["address"]))  # type: ignore[index]
+    try:
+        role = await connection.fetchrow("SELECT * FROM pg_roles WHERE rolname = current_user")
+        assert role is not None
+        rights = [
+            name for name in ("super", "createdb", "createrole", "replication", "bypassrls") if role[f"rol{name}"]
+        ]
+        assert rights == []
+        strangers = await connection.fetch(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            " AND relowner <> current_user::regrole"
+        )
+        assert strangers == []
+        for beyond in (
+            "COPY (SELECT 1) TO PROGRAM 'true'",
+            "SELECT pg_read_file('PG_VERSION')",
+            "CREATE DATABASE more",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(beyond)
+    finally:
+        await connection.close()
+
+
+async def test_a_ledger_from_before_the_role_becomes_the_role_s(own_postgres: Callable[..., PostgresServer]) -> None:
+    server = own_postgres()
+    server.start()
+    await migrate(server.url)  # as the superuser, as it was done once
+    await server.let_application_in()
+    await migrate(server.application_url)
+    connection = await asyncpg.connect(server.application_url)
+    try:
+        owners = await connection.fetch(
+            "SELECT DISTINCT relowner::regrole::text AS owner FROM pg_class"
+            " WHERE relnamespace = 'public'::regnamespace UNION"
+            " SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+        )
+        assert {row["owner"] for row in owners} == {application_role.NAME}
+        await connection.execute("CREATE TABLE more (n int); DROP TABLE more; ALTER TABLE orders ADD COLUMN more int")
+    finally:
+        await connection.close()
 
 
 @pytest.mark.slow
