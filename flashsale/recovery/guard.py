@@ -17,7 +17,7 @@ from flashsale.recovery.by_hand import REBUILD_LOCK
 from flashsale.recovery.plan import BY_HAND, CannotRebuild
 from flashsale.recovery.rebuild import rebuild
 from flashsale.recovery.verdict import LOST, Verdict, accept
-from flashsale.reservation import commands, server
+from flashsale.reservation import server
 
 log = structlog.get_logger(__name__)
 
@@ -79,8 +79,8 @@ class Guard:
         self._stopping.set()
 
     async def _look(self) -> list[str]:
-        state = await commands.read_partition(self._client, self._partition)
-        if state is not None and state.run_id == await server.run_id(self._client):
+        here = await before.look(self._client, self._partition)
+        if here.state is not None and not here.phase and here.state.run_id == await server.run_id(self._client):
             return []
         ledger = await connect(self._database_url)
         try:

@@ -421,3 +421,35 @@ async def test_a_dump_restored_without_statistics_is_rebuilt_in_seconds(shop: Sh
     await shop.valkey.flushall()
     outcome = await shop.recover()
     assert (outcome.ok, outcome.orders) == (True, 20000)
+
+
+async def test_a_partition_that_can_not_be_read_is_rebuilt_by_the_guard(shop: Shop) -> None:
+    await busy(shop)
+    await shop.write()
+    before = await shop.dump()
+    guard = Guard(shop.redis_url, shop.database_url, durability="memory")
+    running = asyncio.create_task(guard.run())
+    try:
+        for damage in ("a field", "the key"):
+            if damage == "a field":
+                await shop.valkey.hset(keys.partition(0), "epoch", "?")
+            else:
+                await shop.valkey.set(keys.partition(0), "no hash")
+            await until_readable(shop)
+            assert await shop.dump() == before
+    finally:
+        guard.stop()
+        await running
+    assert (await audit(shop.redis_url, shop.database_url)).faults == []
+
+
+async def until_readable(shop: Shop) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            try:
+                state = await commands.read_partition(shop.valkey)
+                if state is not None and state.run_id == await server.run_id(shop.valkey):
+                    return
+            except (ValueError, *LOST):
+                pass  # damaged still
+            await asyncio.sleep(0.01)
