@@ -268,3 +268,29 @@ async def test_random_damage_at_random_points_ends_green_or_in_one_line(story: S
             await story.comes_back(answered)
         except AssertionError as fault:
             raise AssertionError(f"round {number}: ledger {ledger_at}, Valkey {valkey_at}, {which}: {fault}") from fault
+
+
+@pytest.mark.parametrize("at", [0.3, 0.6, 0.9])
+async def test_a_rebuild_over_a_newer_valkey_that_is_killed_loses_no_name(story: Story, at: float) -> None:
+    """Cut off at a share of Valkey's commands; what is done again needs no second word."""
+    await story.points.ledger_back_to(story.points.taken[1])
+    await story.points.valkey_back_to(story.points.taken[4])
+    first = await commands_of(story)
+    assert (await story.recover(force=True)).ok
+    whole = await commands_of(story) - first
+    await story.points.ledger_back_to(story.points.taken[1])
+    await story.points.valkey_back_to(story.points.taken[4])
+    allowed = await commands_of(story) + int(whole * at)
+    recovering = asyncio.create_task(story.recover(force=True))
+    while not recovering.done() and await commands_of(story) < allowed:  # noqa: ASYNC110 - Valkey counts
+        await asyncio.sleep(0)
+    recovering.cancel()
+    await asyncio.wait([recovering])
+    begun = await story.shop.valkey.exists(keys.rebuilding(0))
+    if begun:
+        assert (await story.recover()).ok
+    await story.comes_back(story.answered)
+
+
+async def commands_of(story: Story) -> int:
+    return int((await story.shop.valkey.info("stats"))["total_commands_processed"])
