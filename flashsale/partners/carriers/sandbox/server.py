@@ -22,6 +22,7 @@ from msgspec import Meta
 from flashsale.partners.carriers.sandbox.faults import Faults
 from flashsale.partners.carriers.sandbox.store import Delivery, Refusal, Store
 from flashsale.partners.carriers.signing import Signing, request_text
+from flashsale.partners.this_machine import this_machine
 from flashsale.sale.tracking import Code
 
 HOST = "127.0.0.1"
@@ -234,7 +235,7 @@ async def start(
     secret that is none."""
     store = Store(path, step_ms=round(step_s * 1000), sends=events_url is not None)
     sandbox = CarriersSandbox(store, secret, events_url)
-    application = web.Application(client_max_size=BODY_MAX_BYTES)
+    application = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[this_machine])
     application.add_routes(sandbox.routes())
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_WITHIN_S, handle_signals=False)
     await runner.setup()

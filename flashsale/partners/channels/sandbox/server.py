@@ -18,6 +18,7 @@ from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from flashsale.partners.channels.marketplace import ORDERS, STOCK
+from flashsale.partners.this_machine import this_machine
 
 HOST = "127.0.0.1"
 BODY_MAX_BYTES = 1024 * 1024
@@ -150,7 +151,7 @@ class Marketplace:
 
 async def started(marketplace: Marketplace, port: int) -> tuple[web.AppRunner, str]:
     """The marketplace on 127.0.0.1 (0: a free port), and its address. Raises OSError where the port is taken."""
-    application = web.Application(client_max_size=BODY_MAX_BYTES)
+    application = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[this_machine])
     application.add_routes(marketplace.routes())
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_WITHIN_S, handle_signals=False)
     await runner.setup()

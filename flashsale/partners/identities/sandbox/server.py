@@ -18,6 +18,8 @@ from hmac import compare_digest
 import msgspec
 from aiohttp import web
 
+from flashsale.partners.this_machine import this_machine
+
 HOST = "127.0.0.1"
 BODY_MAX_BYTES = 64 * 1024
 PEOPLE_MAX = 1_000_000  # a name's hash each: about 200 MB; beyond them the sandbox is away
@@ -110,7 +112,7 @@ class Registry:
 
 async def start(port: int, api_key: str) -> tuple[web.AppRunner, str]:
     """Serves on 127.0.0.1 (port 0: a free one): the runner, its caller's to clean up, and the address."""
-    application = web.Application(client_max_size=BODY_MAX_BYTES)
+    application = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[this_machine])
     application.add_routes(Registry(api_key).routes())
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_WITHIN_S, handle_signals=False)
     await runner.setup()
