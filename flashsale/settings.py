@@ -46,6 +46,9 @@ _UNITS = {
     "ledger_connections": "connections",
     "valkey_connections": "connections",
     "pages_at_once": "pages",
+    "stock_streams_max": "streams",
+    "order_streams_max": "streams",
+    "streams_of_one_max": "streams",
     "log_level": "level",
     "payments_url": "URL",
     "public_url": "URL",
@@ -131,7 +134,7 @@ class Settings(BaseSettings):
     head_max_bytes: int = Field(16 * KIB, ge=1 * KIB, description="request line and headers; beyond it: 431")
     body_max_bytes: int = Field(256 * KIB, ge=1 * KIB, description="request body; beyond it: 413")
     held_max_bytes: int = Field(
-        8 * MIB,
+        6 * MIB,
         ge=256 * KIB,
         description="requests that came in part, or wait behind others, of all connections of a front end; beyond: 503",
     )
@@ -228,6 +231,13 @@ class Settings(BaseSettings):
 
     ledger_timeout_s: float = Field(1, gt=0, description="the longest that a page waits for PostgreSQL before 503")
     ledger_connections: int = Field(4, ge=1, le=100, description="PostgreSQL connections of one front end's pages")
+    stock_streams_max: int = Field(
+        4000, ge=1, description="open event streams of stock of one front end: each holds a connection and a task"
+    )
+    order_streams_max: int = Field(4000, ge=1, description="open event streams of orders of one front end")
+    streams_of_one_max: int = Field(
+        256, ge=0, description="of these, from one address (stock) or shopper (orders); behind a proxy: 0, any number"
+    )
     pages_at_once: int = Field(
         16, ge=1, le=1000, description="pages that one front end works on at once; more wait: each holds what it shows"
     )

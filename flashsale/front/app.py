@@ -43,6 +43,7 @@ from flashsale.front import (
 from flashsale.front.answers import EVENT_STREAM, problem
 from flashsale.front.context import CONTEXT, FrontContext
 from flashsale.front.events import STREAMS, Streams
+from flashsale.front.sharing import SHARED, Shared
 from flashsale.front.watch import WATCH, Watch
 from flashsale.front.wording import language
 
@@ -150,7 +151,8 @@ def make_app(context: FrontContext) -> web.Application:
     """The application of one front process. Its shutdown ends every event stream."""
     app = web.Application(middlewares=[_answered], client_max_size=context.settings.body_max_bytes)
     app[CONTEXT] = context
-    app[STREAMS] = Streams()
+    app[STREAMS] = Streams(context.settings)
+    app[SHARED] = Shared()
     app[AT_ONCE] = asyncio.Semaphore(context.settings.pages_at_once)
     app[stock.SOLD] = stock.Sold()
     app[quotes.QUOTED] = quotes.QuotedMarkets()

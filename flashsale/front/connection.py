@@ -103,6 +103,7 @@ class Connection(asyncio.Protocol):
         "_page_size",
         "_queue",
         "_refused",
+        "_shares",
         "_since",
         "_state",
         "_transport",
@@ -134,6 +135,7 @@ class Connection(asyncio.Protocol):
         self._began = 0.0  # when the unfinished message began; 0: none
         self._since = hot.now  # when this connection was last useful
         self._wide = False
+        self._shares = False  # what is written now is kept once for many
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -479,25 +481,30 @@ class Connection(asyncio.Protocol):
     # --- time and the end ---
 
     def pause_writing(self) -> None:
-        self._flow.unread(self._hot.now)
+        self._flow.unread(self._hot.now, self._shares)
+        self._hot.unread(self._flow.unsent)
         if self._handler is not None:
             self._handler.pause_writing()
 
     def resume_writing(self) -> None:
-        self._flow.writable = True
+        self._hot.unsent -= self._flow.unsent
+        self._flow.written()
         if self._handler is not None:
             self._handler.resume_writing()
         self._go_on()
 
-    @property
-    def unsent(self) -> int:
-        """Bytes of answers that the client does not read; 0 while it reads."""
-        return 0 if self._state is State.CLOSED or self._flow.writable else self._transport.get_write_buffer_size()
+    def write_shared(self, data: bytes) -> None:
+        self._shares = True
+        self._write(data)
+        self._shares = False
+
+    async def until_written(self) -> None:
+        await self._flow.until_written()
 
     @property
-    def unread_since(self) -> float:
-        """Since when (the loop's clock) the client does not read."""
-        return self._flow.unread_since
+    def flow(self) -> Flow:
+        """Whether its bytes are read, and ours."""
+        return self._flow
 
     def check(self, now: float) -> None:
         """Called at each sweep."""
@@ -588,6 +595,8 @@ class Connection(asyncio.Protocol):
         self._buffer = self._page_bytes = b""
         self._hot.held -= self._held
         self._held = 0
+        self._hot.unsent -= self._flow.unsent
+        self._flow.written()
         if self._handler is not None:
             handler, self._handler = self._handler, None
             self._hot.lending.returned(handler, exc)

@@ -12,13 +12,15 @@ import asyncio
 class Flow:
     """The two directions of one transport."""
 
-    __slots__ = ("_transport", "ended", "unread_since", "writable")
+    __slots__ = ("_transport", "_waiting", "ended", "unread_since", "unsent", "writable")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self.ended = False  # the client has sent its last byte: there is nothing left to read
         self.writable = True  # our answers leave; False: more than a buffer of them waits for the client to read
         self.unread_since = 0.0
+        self.unsent = 0  # bytes that waited for the client when it was found not to read, and that are its alone
+        self._waiting: list[asyncio.Future[None]] = []
 
     def read(self, on: bool) -> None:
         """Reads on, or leaves what comes in the kernel, where the client's window ends it."""
@@ -30,6 +32,22 @@ class Flow:
         else:
             transport.pause_reading()
 
-    def unread(self, now: float) -> None:
-        """The client does not read its answers, since now."""
+    def unread(self, now: float, shared: bool) -> None:
+        """The client does not read its answers, since now. `shared`: what it does not read is kept once for many."""
         self.writable, self.unread_since = False, now
+        self.unsent = 0 if shared else self._transport.get_write_buffer_size()
+
+    def written(self) -> None:
+        """The client has read what waited, or is gone."""
+        self.writable, self.unsent = True, 0
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if not each.done():
+                each.set_result(None)
+
+    async def until_written(self) -> None:
+        """Returns when no more than a buffer of answers waits for the client."""
+        if not self.writable:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            await waiting

@@ -28,6 +28,9 @@ RECEIVE_BUFFER_BYTES = 32 * 1024  # what the kernel holds of one connection, and
 SEND_BUFFER_BYTES = 32 * 1024  # what the kernel keeps of answers that a client does not read: else it is megabytes
 WIDE_BUFFER_BYTES = 1024 * 1024  # of each, for a channel: its answers are hundreds of kilobytes, and it has a token
 
+UNSENT_A_CONNECTION_BYTES = 4 * 1024
+"""Beside the setting's bound: of a crowd some are always slow, and the more there are, the more."""
+
 CHANNEL_ORDERS = b"/v1/channels/{channel}/orders"
 
 Shortcut = Callable[[Connection, bytes], bool]
@@ -65,6 +68,7 @@ class HotPath:
         shortcut: Shortcut,
     ) -> None:
         self.settings, self.answers, self.lending, self.admission = settings, answers, lending, admission
+        self.unsent = 0  # bytes of answers that clients do not read, each connection's own
         self.held = 0  # bytes of unfinished and waiting requests, of all connections
         self.routes = {route.path: route for route in routes}
         self._many = self.routes.get(CHANNEL_ORDERS)
@@ -92,12 +96,8 @@ class HotPath:
         """Several times a second, with the loop's time and the UNIX time: closes what has been silent, slow or unread
         for too long."""
         self.now = now
-        unsent = 0
         for connection in list(self.connections):
             connection.check(now)
-            unsent += connection.unsent
-        if unsent > self.settings.unsent_max_bytes:
-            self._cut_the_slowest(unsent)
         for route in self.routes.values():
             route.tick(now_s)
         if self._refusals:
@@ -107,13 +107,20 @@ class HotPath:
             self.drained.set()
         metrics.set_connections(len(self.connections))
 
-    def _cut_the_slowest(self, unsent: int) -> None:
-        """Cuts those off that have not read for longest, until what is kept of answers is within its bound again."""
-        log.warning("answers wait for clients that read none: the slowest are cut off", bytes=unsent)
-        for connection in sorted((each for each in self.connections if each.unsent), key=attrgetter("unread_since")):
-            if unsent <= self.settings.unsent_max_bytes:
+    def unread(self, unsent: int) -> None:
+        """A client does not read so many bytes of its answer. Where too much waits for all of them, those that have not
+        read for longest are cut off."""
+        self.unsent += unsent
+        bound = self.settings.unsent_max_bytes + UNSENT_A_CONNECTION_BYTES * len(self.connections)
+        if self.unsent <= bound:
+            return
+        log.warning("answers wait for clients that read none: the slowest are cut off", bytes=self.unsent)
+        left = self.unsent
+        waiting = [each for each in self.connections if each.flow.unsent]
+        for connection in sorted(waiting, key=attrgetter("flow.unread_since")):
+            if left <= bound // 2:
                 return
-            unsent -= connection.unsent
+            left -= connection.flow.unsent
             connection.abort()
 
     def begin_drain(self, idle_until: float) -> None:

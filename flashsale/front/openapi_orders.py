@@ -223,7 +223,7 @@ PATHS: dict[str, Schema] = {
     "/v1/orders/{id}/events": page(
         "The order's statuses as server-sent events: those after Last-Event-ID, then each new one.",
         None,
-        *("unauthenticated", "not-found", "overloaded"),
+        *("unauthenticated", "not-found", "overloaded", "too-many-requests"),
         parameters=(ID, {"name": "Last-Event-ID", "in": "header", "schema": TEXT}),
         media_types=(EVENT_STREAM,),
         bearer=True,

@@ -102,7 +102,7 @@ PATHS: dict[str, Schema] = {
     "/v1/sales/{sale}/stock": page(
         "Supply, available, held and sold of every SKU, now; as events: now and at every change.",
         "Stock",
-        *("unknown-sale", "overloaded"),
+        *("unknown-sale", "overloaded", "too-many-requests"),
         parameters=(SALE,),
         media_types=(JSON, MESSAGEPACK[0], EVENT_STREAM),
     ),

@@ -9,7 +9,7 @@ from flashsale.errors import Refused
 from flashsale.front.answers import who
 from flashsale.front.auth import Claims
 from flashsale.front.context import context_of
-from flashsale.front.events import HEARTBEAT, HEARTBEAT_S, STREAMS, frame, stream
+from flashsale.front.events import HEARTBEAT, HEARTBEAT_S, ORDER_STREAMS, STREAMS, frame, stream
 from flashsale.front.order_document import history, whole
 from flashsale.front.order_reading import find, find_again
 from flashsale.front.watch import WATCH
@@ -29,7 +29,7 @@ async def order_events(request: web.Request) -> web.StreamResponse:
     claims = who(request)
     seen = _last_event_id(request)
     await find(context_of(request), request.match_info["id"], claims)  # refused before a stream begins
-    return await stream(request, _statuses(request, claims, seen))
+    return await stream(request, _statuses(request, claims, seen), ORDER_STREAMS, claims.sub)
 
 
 def _last_event_id(request: web.Request) -> int:

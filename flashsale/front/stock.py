@@ -4,18 +4,21 @@
 ledger's last known `sold`: with the ledger away the division stands still, and held + sold is still exact.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aiohttp import web
 
 from flashsale.front.answers import EVENT_STREAM, JSON, answer, preferred, rfc3339
 from flashsale.front.context import FrontContext, context_of
-from flashsale.front.events import HEARTBEAT, HEARTBEAT_S, STREAMS, Streams, frame, stream
-from flashsale.front.sales import sale_now
+from flashsale.front.events import HEARTBEAT, HEARTBEAT_S, STOCK_STREAMS, STREAMS, Shared, Streams, frame, stream
+from flashsale.front.sales import whole_sale_now
+from flashsale.front.sharing import SHARED
 from flashsale.ledger import orders as ledger_orders
 from flashsale.ledger.pool import LedgerAway
 from flashsale.sale.catalogue import Sale
@@ -60,8 +63,8 @@ SOLD = web.AppKey("sold", Sold)
 
 
 async def stock_now(app: web.Application, context: FrontContext, sale_id: str) -> dict[str, Any]:
-    """The page's body. Raises what `sale_now` raises."""
-    sale, state = await sale_now(context, sale_id)
+    """The page's body. Raises what `whole_sale_now` raises."""
+    sale, state = await whole_sale_now(context, sale_id)
     sold = await app[SOLD].of(context, sale)
     stock = {}
     for offer in sale.offers:
@@ -73,44 +76,59 @@ async def stock_now(app: web.Application, context: FrontContext, sale_id: str) -
 
 
 async def stock(request: web.Request) -> web.StreamResponse:
-    context, sale_id = context_of(request), request.match_info["sale"]
-    first = await stock_now(request.app, context, sale_id)  # refused before a stream begins
     if preferred(request, (JSON, EVENT_STREAM)) != EVENT_STREAM:
-        return answer(request, first)
-    return await stream(request, _changes(request, sale_id, first))
+        return await request.app[SHARED].answer(request, _page)
+    feed = request.app[FEEDS].of(request.match_info["sale"])
+    first = [await feed.look()]  # refused before a stream begins; in a list, from which its reader takes it
+    return await stream(request, _changes(request, feed, first), STOCK_STREAMS)
 
 
-async def _changes(request: web.Request, sale_id: str, first: dict[str, Any]) -> AsyncGenerator[bytes]:
-    """The whole stock at once, and again whenever it differs from what this reader has."""
-    yield frame("stock", first)
-    feed = request.app[FEEDS].of(sale_id)
-    shown, quiet_since = first["stock"], time.monotonic()
+async def _page(request: web.Request) -> web.Response:
+    return answer(request, await stock_now(request.app, context_of(request), request.match_info["sale"]))
+
+
+async def _changes(request: web.Request, feed: Feed, first: list[Seen]) -> AsyncGenerator[bytes]:
+    """The whole stock at once, and again whenever it differs from what this reader has. What is kept of a reader is a
+    number: the event is the same bytes for all."""
+    serial, quiet_since = first[0].serial, time.monotonic()
+    yield first.pop().frame
     with feed:
         while not request.app[STREAMS].stopping.is_set():
             latest = await feed.next_look()
-            if latest is not None and latest["stock"] != shown:
-                shown, quiet_since = latest["stock"], time.monotonic()
-                yield feed.frame
+            if latest is not None and latest.serial != serial:
+                serial, quiet_since = latest.serial, time.monotonic()
+                yield latest.frame
             elif time.monotonic() - quiet_since >= HEARTBEAT_S:
                 quiet_since = time.monotonic()
                 yield HEARTBEAT
+            del latest
+
+
+class Seen(NamedTuple):
+    """What a look found: the event that tells it, and its number among the states that differed."""
+
+    serial: int
+    frame: Shared
 
 
 class Feed:
-    """One look at a sale's stock every INTERVAL_S for all of this process's readers; it rests while there are none."""
+    """Looks at a sale's stock for all of this process's readers: one every INTERVAL_S while there are any, and one for
+    all who come at a time. A stock that differs from the last gets the next serial number, and one event."""
 
     def __init__(self, app: web.Application, context: FrontContext, sale_id: str) -> None:
         self._app, self._context, self._sale_id = app, context, sale_id
         self._readers = 0
         self._looking: asyncio.Task[None] | None = None
         self._looked = asyncio.Event()
-        self._latest: dict[str, Any] | None = None
-        self.frame = b""
+        self._asked: asyncio.Task[Seen] | None = None
+        self._stock: dict[str, Any] | None = None
+        self._seen = Seen(0, Shared.of(b""))
+        self._latest: Seen | None = None
 
     def __enter__(self) -> None:
         self._readers += 1
         if self._looking is None:
-            self._looking = asyncio.create_task(self._look())
+            self._looking = asyncio.create_task(self._look_again_and_again())
 
     def __exit__(self, *_: object) -> None:
         self._readers -= 1
@@ -118,25 +136,40 @@ class Feed:
             self._app[STREAMS].end(self._looking)
             self._looking = None
 
-    async def next_look(self) -> dict[str, Any] | None:
+    async def look(self) -> Seen:
+        """The stock as it is now; who asks while another's look is waiting to begin shares it. Raises what `stock_now`
+        raises."""
+        if self._asked is None:
+            self._asked = asyncio.create_task(self._look_for_all())
+            self._asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(self._asked)
+
+    async def _look_for_all(self) -> Seen:
+        await asyncio.sleep(0)  # all who came with this pass of the loop share it
+        self._asked = None
+        return await self._look()
+
+    async def next_look(self) -> Seen | None:
         """What the next look finds; None if it failed. A reader that was slow gets the latest, never a queue."""
         looked = self._looked
         await looked.wait()
         return self._latest
 
-    async def _look(self) -> None:
+    async def _look(self) -> Seen:
+        latest = await stock_now(self._app, self._context, self._sale_id)
+        if latest["stock"] != self._stock:
+            self._stock, self._seen = latest["stock"], Seen(self._seen.serial + 1, Shared.of(frame("stock", latest)))
+        return self._seen
+
+    async def _look_again_and_again(self) -> None:
         streams: Streams = self._app[STREAMS]
         while not streams.stopping.is_set():
             await streams.pause(INTERVAL_S)
             try:
-                latest = await stock_now(self._app, self._context, self._sale_id)
+                self._latest = await self._look()
             except Exception as fault:  # whatever it is, the streams go on: Valkey comes back, and so does the stock
                 log.warning("stock stream could not look", sale=self._sale_id, reason=repr(fault))
                 self._latest = None
-            else:
-                if self._latest is None or latest["stock"] != self._latest["stock"]:
-                    self.frame = frame("stock", latest)
-                self._latest = latest
             self._looked.set()
             self._looked = asyncio.Event()
 
@@ -149,9 +182,12 @@ class Feeds:
         self._feeds: dict[str, Feed] = {}
 
     def of(self, sale_id: str) -> Feed:
+        """The sale's feed; one of a name out of the air is not kept."""
         feed = self._feeds.get(sale_id)
         if feed is None:
-            feed = self._feeds[sale_id] = Feed(self._app, self._context, sale_id)
+            feed = Feed(self._app, self._context, sale_id)
+            if self._context.catalogues.current.sale(sale_id) is not None:
+                self._feeds[sale_id] = feed
         return feed
 
 

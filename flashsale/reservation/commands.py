@@ -124,10 +124,9 @@ class StockLevel(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class SaleReading:
-    """A sale in one instant of Valkey's clock. `supply` and `available` by SKU index, `written` and `trimmed` in bytes
-    of the journal, `version` the catalogue's in force. Of what is available `common` is the common pool, `guarantees`
-    what is left of channels' guarantees, by (SKU index, channel number)."""
+class SaleHead:
+    """What holds for the whole sale, in one instant of Valkey's clock. `suspended`: SKU indices; `version`: the
+    catalogue's in force."""
 
     now_ms: int
     number: int
@@ -135,14 +134,7 @@ class SaleReading:
     opens_at_ms: int
     closes_at_ms: int
     suspended: frozenset[int]
-    supply: tuple[int, ...]
-    available: tuple[int, ...]
-    common: tuple[int, ...]
-    guarantees: Mapping[tuple[int, int], int]
-    epoch: int
     version: int
-    written: int
-    trimmed: int
 
     @property
     def phase(self) -> str:
@@ -152,6 +144,21 @@ class SaleReading:
         if self.now_ms < self.opens_at_ms:
             return "upcoming"
         return self.status
+
+
+@dataclass(frozen=True, slots=True)
+class SaleReading(SaleHead):
+    """The same with all of its units. `supply` and `available` by SKU index, `written` and `trimmed` in bytes of the
+    journal. Of what is available `common` is the common pool, `guarantees` what is left of channels' guarantees, by
+    (SKU index, channel number)."""
+
+    supply: tuple[int, ...]
+    available: tuple[int, ...]
+    common: tuple[int, ...]
+    guarantees: Mapping[tuple[int, int], int]
+    epoch: int
+    written: int
+    trimmed: int
 
 
 @dataclass(frozen=True, slots=True)

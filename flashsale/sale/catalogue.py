@@ -67,9 +67,18 @@ class Sale(Struct, frozen=True, dict=True):
         return {offer.sku: offer for offer in self.offers}
 
     @cached_property
+    def by_market(self) -> dict[str, tuple[Offer, ...]]:
+        """The offers that are priced in each market, in index order."""
+        priced: dict[str, list[Offer]] = {}
+        for offer in self.offers:
+            for market in offer.prices:
+                priced.setdefault(market, []).append(offer)
+        return {market: tuple(offers) for market, offers in priced.items()}
+
+    @cached_property
     def markets(self) -> frozenset[str]:
         """The markets that at least one offer is priced in."""
-        return frozenset(market for offer in self.offers for market in offer.prices)
+        return frozenset(self.by_market)
 
     # The key makes order ids unguessable: it must not reach a log by way of a printed sale.
     def __repr__(self) -> str:
