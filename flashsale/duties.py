@@ -14,6 +14,8 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from flashsale import worker_health
+from flashsale.front.management import open_port
 from flashsale.importing import importer
 from flashsale.ledger import refunds
 from flashsale.ledger.pool import Ledger
@@ -56,6 +58,8 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
         held.push_async_callback(signs.aclose)
         care = Care(duties_of(settings, redis_url, database_url, rebuild, ledger, held))
         name = f"{socket.gethostname()}-{os.getpid()}"
+        if settings.management_port is not None:
+            held.push_async_callback((await open_port(worker_health.application(care.failing), settings)).cleanup)
         telling = asyncio.create_task(
             workers.keep_giving(signs, name, care.failing, stop, lambda: _asked_by_guard(care))
         )

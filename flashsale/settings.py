@@ -52,6 +52,8 @@ _UNITS = {
     "log_level": "level",
     "payments_url": "URL",
     "public_url": "URL",
+    "management_port": "TCP port",
+    "management_host": "address",
     "payments_sandbox_url": "URL",
     "shop_url": "URL",
     "payments_api_key": "key",
@@ -96,6 +98,12 @@ class Settings(BaseSettings):
 
     port: int = Field(8080, ge=1, le=65535, description="the one port for shoppers, pages and health")
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on (in a container: 0.0.0.0)")
+    management_port: int | None = Field(
+        None, ge=1, le=65535, description="port for /metrics, /livez and /readyz apart from shoppers; unset: on PORT"
+    )
+    management_host: str = Field(
+        "127.0.0.1", min_length=1, description="address of that port; this machine alone by default: it has no token"
+    )
     public_url: str | None = Field(
         None, description="where shoppers reach the port (behind a proxy or a container's -p); unset: host and port"
     )
@@ -250,6 +258,7 @@ class Settings(BaseSettings):
         "database_url",
         "secret",
         "payments_url",
+        "management_port",
         "public_url",
         "payments_sandbox_url",
         "shop_url",

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import structlog
 import typer
 
+from flashsale.settings import reachable
+
 if TYPE_CHECKING:
     from flashsale.engine.supervisor import Supervisor
 
@@ -112,7 +114,9 @@ async def _announce(supervisor: Supervisor, as_json: bool) -> None:
     _say(f"orders     POST {url}/v1/orders")
     _say(f"sales      {url}/v1/sales")
     _say(f"docs       {url}/docs")
-    _say(f"health     {url}/readyz   metrics {url}/metrics")
+    chosen = supervisor.settings
+    managed = f"http://{reachable(chosen.management_host)}:{chosen.management_port}" if chosen.management_port else url
+    _say(f"health     {url}/readyz   metrics {managed}/metrics")
     _say(f"data       {supervisor.settings.data_dir}")
     for line in supervisor.parts.stand_ins():
         _say(f"sandbox    {line}")

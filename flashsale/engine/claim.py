@@ -40,7 +40,12 @@ def claim(settings: Settings) -> list[object]:
             f"another engine runs on {data_dir}: stop it, or set FLASHSALE_DATA_DIR to another directory"
         ) from fault
     _end_previous(data_dir)
-    return [lock, _claim_port(settings.host, settings.port)]
+    held: list[object] = [lock, _claim_port(settings.host, settings.port, "PORT")]
+    if settings.management_port is not None:
+        if settings.management_port == settings.port:
+            raise SupervisorFault("FLASHSALE_MANAGEMENT_PORT is FLASHSALE_PORT: leave it unset, or set another port")
+        held.append(_claim_port(settings.management_host, settings.management_port, "MANAGEMENT_PORT"))
+    return held
 
 
 def _end_previous(data_dir: Path) -> None:
@@ -68,13 +73,13 @@ def _end_previous(data_dir: Path) -> None:
             ) from fault
 
 
-def _claim_port(host: str, port: int) -> socket.socket:
+def _claim_port(host: str, port: int, setting: str) -> socket.socket:
     """Prove that the port is free and keep other engines off it; hold on to the answer.
 
     The front ends share the port by SO_REUSEPORT, so they would join anybody's: one bind without it tells. Between that
     bind and theirs a name in the kernel's abstract namespace, which dies with us, keeps a second engine out.
     """
-    elsewhere = "or set FLASHSALE_PORT to another port"
+    elsewhere = f"or set FLASHSALE_{setting} to another port"
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         claim.bind(f"\0flashsale-port-{port}")

@@ -47,7 +47,9 @@ class Roster:
         )
         env = self._env = _environment(settings)
         self.sandbox = PaymentsSandbox(settings, env, parts_log) if settings.payments_url is None else None
-        self.worker = OwnPart("worker", ["worker", "--rebuild"], env, parts_log)
+        # The fronts answer for all on the management port.
+        self._worker_env = {**env, f"{ENV_PREFIX}MANAGEMENT_PORT": ""}
+        self.worker = OwnPart("worker", ["worker", "--rebuild"], self._worker_env, parts_log)
         self.fronts = [
             OwnPart(f"front {number}", ["serve"], env, parts_log) for number in range(1, settings.processes + 1)
         ]
@@ -71,11 +73,14 @@ class Roster:
 
     def prepare(self) -> None:
         """What our own parts learn by their environment: where they count, who takes payments. Before their start."""
+        learned: dict[str, str] = {}
         place = metrics_files.emptied(self.settings.data_dir)
         if place is not None:
-            self._env[metrics_files.VARIABLE] = str(place)
+            learned[metrics_files.VARIABLE] = str(place)
         if self.sandbox is not None:
-            self._env |= self.sandbox.prepare()
+            learned |= self.sandbox.prepare()
+        for env in (self._env, self._worker_env):
+            env |= learned
 
     def stand_ins(self) -> Iterator[str]:
         """What does not reach the outside world, a line each: said at every start, lest a real sale runs on it."""

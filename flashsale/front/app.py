@@ -49,6 +49,9 @@ from flashsale.front.wording import language
 
 Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+METRICS = "/metrics"
+"""On the management port alone, where there is one."""
+
 ROUTES: tuple[tuple[str, str, Page], ...] = (
     ("GET", "/v1/sales", sales.sales),
     ("GET", "/v1/sales/{sale}", sales.sale),
@@ -113,7 +116,7 @@ ROUTES: tuple[tuple[str, str, Page], ...] = (
     ("GET", "/v1/merchants/{id}/settlement", merchants.settled),
     ("GET", "/livez", health.livez),
     ("GET", "/readyz", health.readyz),
-    ("GET", "/metrics", health.show_metrics),
+    ("GET", METRICS, health.show_metrics),
     ("GET", "/problems", problems.problems),
     ("GET", "/problems/{name}", problems.problem_page),
     ("GET", "/openapi.json", openapi.document),
@@ -159,6 +162,8 @@ def make_app(context: FrontContext) -> web.Application:
     app[WATCH] = Watch(app, context)
     app[stock.FEEDS] = stock.Feeds(app, context)
     for method, path, page in ROUTES:
+        if path == METRICS and context.settings.management_port is not None:
+            continue
         if method == "GET":
             app.router.add_get(path, page)
         else:
@@ -184,6 +189,18 @@ async def _hot_path_methods(request: web.Request) -> web.Response:
 
 async def _stop_streams(app: web.Application) -> None:
     app[STREAMS].stopping.set()
+
+
+def make_management_app(context: FrontContext) -> web.Application:
+    """What a front answers on the management port."""
+    app = web.Application(middlewares=[_answered], client_max_size=context.settings.body_max_bytes)
+    app[CONTEXT] = context
+    app[SHARED] = Shared()
+    app.router.add_get("/livez", health.livez)
+    app.router.add_get("/readyz", health.readyz)
+    app.router.add_get(METRICS, health.show_metrics)
+    app.on_response_prepare.append(_set_headers)
+    return app
 
 
 @web.middleware

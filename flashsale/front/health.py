@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 from flashsale import metrics
 from flashsale.front.answers import answer, rfc3339
 from flashsale.front.context import FrontContext, context_of
+from flashsale.front.sharing import SHARED
 from flashsale.ledger import promises, set_aside
 from flashsale.ledger.pool import LedgerAway
 from flashsale.ledger.promises import AlertRow
@@ -62,7 +63,11 @@ def _late(alert: AlertRow, lane: Lane | None) -> str:
 
 
 async def show_metrics(request: web.Request) -> web.Response:
-    """Prometheus's text format, for all processes of this engine."""
+    """Prometheus's text format, for all processes of this engine; who asks while it is made shares the next."""
+    return await request.app[SHARED].answer(request, _metrics)
+
+
+async def _metrics(request: web.Request) -> web.Response:
     context = context_of(request)
     backlog, promised = await _backlog(context), await _promises(context)
     text = await asyncio.to_thread(metrics.exposition, backlog, promised)

@@ -18,7 +18,7 @@ import structlog
 import uvloop
 
 from flashsale.front.admission import Admission
-from flashsale.front.app import make_app
+from flashsale.front.app import make_app, make_management_app
 from flashsale.front.auth import Verifier
 from flashsale.front.catalogues import Catalogues
 from flashsale.front.channel_route import ChannelRoute
@@ -28,6 +28,7 @@ from flashsale.front.identities import IdentityTokens
 from flashsale.front.intake import Intake
 from flashsale.front.lane_room import LaneRoom
 from flashsale.front.lending import Lending
+from flashsale.front.management import open_port
 from flashsale.front.openapi import OPENAPI
 from flashsale.front.order_route import OrderRoute
 from flashsale.front.replay import Replays
@@ -124,6 +125,9 @@ async def _serve(settings: Settings, show_life: Callable[[], Coroutine[None, Non
             check=check,
         )
         tasks.append(loop.create_task(webhooks.log.run()))
+    managing = None
+    if settings.management_port is not None:
+        managing = await open_port(make_management_app(context), settings)
     await _ready_or_late(batcher)
     listener = listen(settings)
     accepting = await loop.create_server(hot.connection, sock=listener, backlog=ACCEPT_BACKLOG)
@@ -142,6 +146,8 @@ async def _serve(settings: Settings, show_life: Callable[[], Coroutine[None, Non
     await _drain(hot, accepting, settings.drain_timeout_s)
     await asyncio.gather(*(server.ended(task) for task in tasks))
     await lending.stop()
+    if managing is not None:
+        await managing.cleanup()
     await ledger.close()
     await valkey.aclose()
     await own_valkey.aclose()

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -91,6 +92,26 @@ async def test_a_misspelt_variable_is_told_and_a_database_of_ones_own_gets_no_de
     assert "FLASHSALE_PROT is no setting and changes nothing: did you mean FLASHSALE_PORT?" in engine.errors.read_text()
     assert (await ask(engine.port, get("/v1/sales")))[0].json()["sales"] == []
     assert "no sale is open" in engine.output.read_text()
+
+
+async def test_metrics_move_to_the_management_port_and_health_answers_on_both(
+    make_engine: Callable[..., Engine],
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    engine = make_engine(FLASHSALE_MANAGEMENT_PORT=str(port), FLASHSALE_PROCESSES="2").start()
+    here = [(await ask(engine.port, get(path)))[0].status for path in ("/livez", "/readyz", "/metrics")]
+    there = [(await ask(port, get(path)))[0] for path in ("/livez", "/readyz", "/metrics")]
+    assert here == [200, 200, 404]
+    assert [answer.status for answer in there] == [200, 200, 200]
+    assert b"flashsale_valkey_up 1.0" in there[2].body
+    assert (await ask(port, get("/v1/sales")))[0].status == 404  # nothing of the shoppers' is there
+    assert f"http://127.0.0.1:{port}/metrics" in engine.output.read_text()
+    other = make_engine("other", FLASHSALE_MANAGEMENT_PORT=str(port))
+    process = other.spawn()
+    assert process.wait(30) == 1
+    assert f"another engine runs on port {port}" in other.errors.read_text()
 
 
 def test_run_json_names_every_part_and_is_private(engine: Engine) -> None:
