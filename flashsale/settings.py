@@ -56,6 +56,7 @@ _UNITS = {
     "management_host": "address",
     "payments_sandbox_url": "URL",
     "shop_url": "URL",
+    "return_origins": "origins",
     "payments_api_key": "key",
     "identities_url": "URL",
     "identities_api_key": "key",
@@ -175,6 +176,10 @@ class Settings(BaseSettings):
     )
     shop_url: str | None = Field(
         None, description="where shoppers go after they paid, if they name no place; unset: public_url"
+    )
+    return_origins: tuple[str, ...] = Field(
+        (),
+        description="as JSON: where a payment may lead back to beside public_url and shop_url",
     )
     payments_timeout_s: float = Field(10, gt=0, le=80, description="the longest that one call to the provider may take")
     payments_concurrency: int = Field(16, ge=1, le=200, description="calls to the provider under way at once")
@@ -350,6 +355,16 @@ class Settings(BaseSettings):
             raise ValueError("more than 1 partition needs stock moves, which are not built yet: leave it at 1")
         return value
 
+    @field_validator("return_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            if origin_of(text) != text:
+                raise ValueError(
+                    f"{text!r} is no origin: https://shop.example, with a port where it is not the usual one"
+                )
+        return value
+
     @field_validator("webhook_allow")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -377,6 +392,11 @@ class Settings(BaseSettings):
         """Where shoppers reach the engine, without a slash at its end."""
         return self.public_url or f"http://{reachable(self.host)}:{self.port}"
 
+    def may_return_to(self, url: str) -> bool:
+        """Whether a payment may lead back there."""
+        own = [self.public_address, *([self.shop_url] if self.shop_url else [])]
+        return origin_of(url) in {*map(origin_of, own), *self.return_origins}
+
     def knobs(self) -> Iterator[Knob]:
         """Every setting in the order of this file; secret and passwords are masked."""
         for name, field in type(self).model_fields.items():
@@ -400,6 +420,20 @@ def reachable(host: str) -> str:
     if host in ("0.0.0.0", "::", "localhost"):  # noqa: S104 - compared, not bound
         return "127.0.0.1" if host != "::" else "[::1]"
     return f"[{host}]" if ":" in host else host
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL (RFC 6454), the port left out where it is the scheme's own; "" for no http URL."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return ""
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+        return ""
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    usual = port is None or port == {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + ("" if usual else f":{port}")
 
 
 def too_short(secret: str) -> str | None:

@@ -129,7 +129,7 @@ PATHS: dict[str, Schema] = {
         **step(
             "Pay the order: go on at `pay_url`.",
             "Payment",
-            *("method-unavailable", "not-payable", "already-paid", "provider-away"),
+            *("method-unavailable", "not-payable", "already-paid", "provider-away", "not-granted"),
             body="PaymentRequest",
             parameters=(ID,),
             created="The shopper pays at `pay_url`.",

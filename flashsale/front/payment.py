@@ -14,6 +14,7 @@ from aiohttp import web
 
 from flashsale.errors import Refused
 from flashsale.front.answers import answer, who
+from flashsale.front.auth import Claims
 from flashsale.front.bodies import PAYMENT, PaymentRequest, read_body
 from flashsale.front.context import FrontContext, context_of
 from flashsale.front.order_document import deadline_ms, shown_payment
@@ -28,6 +29,7 @@ from flashsale.partners.payments.provider import (
     ProviderAway,
     ProviderRefused,
 )
+from flashsale.reservation import commands
 from flashsale.sale.payment import RANK, IntentState
 from flashsale.sale.payment_methods import METHODS, offered
 
@@ -41,7 +43,10 @@ async def pay(request: web.Request) -> web.Response:
     claims = who(request)
     asked = await read_body(request, PAYMENT)
     context = context_of(request)
+    _check_way_back(context, claims, asked)
     order, _ = await order_of(request, claims)
+    if claims.role == "agent" and not await commands.is_granted(context.valkey, order.shopper, claims.sub):
+        raise Refused("not-granted", id=order.id)  # it was, when the order was placed
     methods = offered(order.market)
     if asked.method not in methods:
         raise Refused("method-unavailable", id=order.id, methods=list(methods))
@@ -50,6 +55,17 @@ async def pay(request: web.Request) -> web.Response:
         payment = await _open(context, order, payment, asked)
     location = f"/v1/orders/{order.id}/payment"
     return created(request, shown_payment(order, payment), location)
+
+
+def _check_way_back(context: FrontContext, claims: Claims, asked: PaymentRequest) -> None:
+    """Who pays is led back to a shop of ours: never to where whoever began the payment likes. Raises Refused."""
+    if asked.return_url is None:
+        return
+    if claims.role == "agent":
+        raise Refused("invalid-request", fields={"return_url": "it is the recipient who pays, and who comes back"})
+    if not context.settings.may_return_to(asked.return_url):
+        why = "no place of this shop: FLASHSALE_RETURN_ORIGINS lists where else a payment may lead back to"
+        raise Refused("invalid-request", fields={"return_url": why})
 
 
 async def payment(request: web.Request) -> web.Response:

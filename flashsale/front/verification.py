@@ -1,8 +1,8 @@
 """POST /v1/shoppers/me/identity: a shopper shows whose import limit the orders count for.
 
 The number is read, normalised, asked about and hashed; nothing keeps or logs it. The same person under two shopper
-accounts has the same identity, so one yearly limit. Tries are counted: else a stolen list of numbers could be tried
-against names here.
+accounts has the same identity, so one yearly limit. Tries are counted, of a shopper and of a document: else a stolen
+list of numbers could be tried against names here, or a number against a list of names.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ from flashsale.sale.documents import COUNTRIES, NUMBER_MAX, identity_of, normali
 from flashsale.sale.market import MARKETS
 
 TRIES_MAX = 5  # questions to the provider for one shopper within TRIES_WITHIN_MS: enough for slips, not for a list
+DOCUMENT_TRIES_MAX = 20  # the same for one document, whoever asks; more, since a stranger's tries are its holder's too
+OF_A_DOCUMENT = "\x01"
+"""Before a document's hash, where tries are counted by the document: no shopper's id holds a control character. Else
+whoever has many accounts could try as many names with one number."""
 TRIES_WITHIN_MS = 24 * 3_600_000
 
 log = structlog.get_logger(__name__)
@@ -70,7 +74,7 @@ async def verify_identity(request: web.Request) -> web.Response:
         identity = identity_of(await ledger_identities.key(connection), asked.country, number)
         known = await ledger_identities.find(connection, claims.sub, identity)
     if known is None:
-        await _ask(context, claims.sub, asked.country, number, asked.name)
+        await _ask(context, (claims.sub, f"{OF_A_DOCUMENT}{identity.hex()}"), asked.country, number, asked.name)
         async with transaction(context) as connection:
             known = await ledger_identities.verified(
                 connection, shopper=claims.sub, identity=identity, country=asked.country, now_ms=now_ms()
@@ -79,26 +83,29 @@ async def verify_identity(request: web.Request) -> web.Response:
     return answer(request, await _shown(context, known))
 
 
-async def _ask(context: FrontContext, sub: str, country: str, number: str, name: str) -> None:
-    """Returns if the provider says that number and name are one person's. Raises Refused: too-many-requests,
-    identity-unverified, overloaded; a question without an answer is no try."""
+async def _ask(context: FrontContext, counted: tuple[str, ...], country: str, number: str, name: str) -> None:
+    """Returns if the provider says that number and name are one person's. `counted`: whose try it is. Raises Refused:
+    too-many-requests, identity-unverified, overloaded; a question without an answer is no try."""
     if context.identities is None:
         raise Refused("overloaded", "Identities can't be verified here: no identity provider is set up.")
     at_ms = now_ms()
     async with transaction(context) as connection:
-        wait_ms = await ledger_identities.take_try(
-            connection, sub, now_ms=at_ms, within_ms=TRIES_WITHIN_MS, most=TRIES_MAX
-        )
+        for whose in counted:
+            most = DOCUMENT_TRIES_MAX if whose.startswith(OF_A_DOCUMENT) else TRIES_MAX
+            wait_ms = await ledger_identities.take_try(
+                connection, whose, now_ms=at_ms, within_ms=TRIES_WITHIN_MS, most=most
+            )
+            if wait_ms:
+                break
     if wait_ms:
-        raise Refused(
-            "too-many-requests", f"{TRIES_MAX} tries within a day were made.", retry_after=-(-wait_ms // 1000)
-        )
+        raise Refused("too-many-requests", f"{most} tries within a day were made.", retry_after=-(-wait_ms // 1000))
     try:
         matches = await context.identities.matches(country, number, name)
     except IdentityProviderAway as away:
         log.warning("the identity provider is away", reason=str(away))
         async with transaction(context) as connection:
-            await ledger_identities.give_back_try(connection, sub, at_ms)
+            for whose in counted:
+                await ledger_identities.give_back_try(connection, whose, at_ms)
         raise Refused("overloaded", "The identity provider does not answer.", retry_after=2) from None
     if not matches:
         raise Refused("identity-unverified", "The identity provider says that number and name are not one person's.")

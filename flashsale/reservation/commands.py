@@ -273,6 +273,11 @@ async def _set_grant(
     return bool(answer[1])
 
 
+async def is_granted(client: redis.asyncio.Redis, recipient: str, agent: str, partition: int = 0) -> bool:
+    """Whether the agent may order for the recipient now."""
+    return bool(await _await(client.hexists(keys.grants(partition), cast(str, grant_field(recipient, agent)))))
+
+
 async def limit_used(client: redis.asyncio.Redis, identity: bytes, year: int, partition: int = 0) -> int:
     """Minor units that a verified identity has imported in a calendar year."""
     return int(await _await(client.hget(keys.limits(partition), identity_field(identity, year))) or 0)

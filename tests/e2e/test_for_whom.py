@@ -131,9 +131,19 @@ async def test_an_agent_orders_under_a_grant_and_the_recipient_s_quota(engine: E
     (read,) = await ask(engine.port, get(f"/v1/orders/{own.json()['id']}", agent))
     assert read.status == 404
 
+    path = f"/v1/orders/{first.json()['id']}/payment"
+    away = json.dumps({"method": "card", "return_url": "https://daigou.example/"}).encode()
+    (refused,) = await ask(engine.port, post(path, away, agent))  # who pays is not led to a place of the agent's
+    assert (refused.status, list(refused.json()["fields"])) == (422, ["return_url"])
+    card = json.dumps({"method": "card"}).encode()
+    (paying,) = await ask(engine.port, post(path, card, agent))
+    assert paying.status == 201
+
     revoke = f"DELETE /v1/shoppers/me/grants/{given} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {recipient}\r\n\r\n"
     (gone,) = await ask(engine.port, revoke.encode())
     assert gone.status == 204
+    (refused,) = await ask(engine.port, post(path, card, agent))  # no step without a grant that is in force
+    assert (refused.status, refused.problem) == (403, "not-granted")
     refused = await place(engine, agent, "a3", "SG", "MIDEA-FAN-16", **{"for": "rui"})
     assert (refused.status, refused.problem) == (403, "not-granted")
     again = await place(engine, agent, "a1", "SG", sku, **{"for": "rui"})

@@ -60,7 +60,7 @@ class House:
         self.valkey, self.ledger = valkey, ledger
         self.reasons: list[str] = []
         self.context = FrontContext(
-            settings=settings.load(),
+            settings=settings.load(return_origins=["https://shop.example"]),
             valkey=valkey,
             ledger=Ledger(ledger_url),
             catalogues=Catalogues(valkey),

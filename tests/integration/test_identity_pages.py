@@ -12,7 +12,7 @@ import pytest
 
 from flashsale.errors import Refused
 from flashsale.front.identities import IdentityTokens
-from flashsale.front.verification import TRIES_MAX
+from flashsale.front.verification import DOCUMENT_TRIES_MAX, TRIES_MAX
 from flashsale.partners.identities.http import HttpIdentityProvider
 from flashsale.partners.identities.sandbox import server
 from flashsale.reservation import keys
@@ -80,6 +80,17 @@ async def test_another_name_is_refused_and_tries_are_counted(house: House, provi
     assert 0 < late["retry_after"] <= 86_400
     assert (await provider.ask("/sandbox/health"))["checks"] == TRIES_MAX
     await house.post(PAGE, LI, **house.token("ada"))  # another shopper's tries are another's
+
+
+async def test_a_documents_tries_are_counted_whoever_asks(house: House, provider: Provider) -> None:
+    await provider.ask("/sandbox/people", LI)
+    statuses = []
+    for number in range(DOCUMENT_TRIES_MAX + 2):  # as many accounts, a name each
+        body, who = {**LI, "name": f"Name {number}"}, house.token(f"account-{number}")
+        async with house.session.post(PAGE, json=body, headers=who) as answer:
+            statuses.append(answer.status)
+    assert statuses == [422] * DOCUMENT_TRIES_MAX + [429] * 2
+    assert (await provider.ask("/sandbox/health"))["checks"] == DOCUMENT_TRIES_MAX
 
 
 async def test_tries_at_once_are_counted_too(house: House, provider: Provider) -> None:

@@ -125,6 +125,9 @@ async def test_what_may_not_be_paid_is_refused_with_its_reason(shop: Shop) -> No
     assert (wrong["name"], list(wrong["fields"])) == ("invalid-request", ["x"])
     wrong = await shop.post(path, {"method": "card", "return_url": "http://shop.example"}, 422, **shop.ada)
     assert list(wrong["fields"]) == ["return_url"]
+    for elsewhere in ("https://evil.example/", "https://shop.example.evil.example/", "https://shop.example:8443/"):
+        wrong = await shop.post(path, {"method": "card", "return_url": elsewhere}, 422, **shop.ada)
+        assert "no place of this shop" in wrong["fields"]["return_url"], elsewhere
     await shop.post(f"/v1/orders/{order_id}/cancellation", **shop.ada)
     over = await shop.post(path, {"method": "card"}, 409, **shop.ada)
     assert (over["name"], over["order_status"]) == ("not-payable", "cancelled")

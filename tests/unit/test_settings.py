@@ -138,3 +138,28 @@ def test_a_secret_that_was_kept_and_is_too_short_is_no_secret(tmp_path: Path) ->
     (tmp_path / "secret").write_text("kept-by-an-earlier-release\n")
     with pytest.raises(secret.NoSecret, match="at least 32 bytes, this one 26"):
         secret.find(loaded(DATA_DIR=str(tmp_path)))
+
+
+def test_a_payment_leads_back_to_the_shop_and_nowhere_else() -> None:
+    chosen = loaded(
+        SHOP_URL="https://shop.example/back",
+        PUBLIC_URL="http://pay.example:8080",
+        RETURN_ORIGINS='["https://m.example"]',
+    )
+    for good in (
+        "https://shop.example/x?y=1",
+        "https://shop.example:443/",
+        "http://pay.example:8080/",
+        "https://m.example/",
+    ):
+        assert chosen.may_return_to(good), good
+    for bad in (
+        "http://shop.example/",
+        "https://shop.example.evil/",
+        "https://evil@m.example/",
+        "javascript:1",
+        "//m.example",
+    ):
+        assert not chosen.may_return_to(bad), bad
+    with pytest.raises(SettingsFault, match="FLASHSALE_RETURN_ORIGINS"):
+        loaded(RETURN_ORIGINS='["https://m.example/path"]')
