@@ -31,6 +31,7 @@ from flashsale.pipeline.holds_may_return import HoldsMayReturn
 from flashsale.pipeline.imports import Imports
 from flashsale.pipeline.jobs import Jobs
 from flashsale.pipeline.ledger_writer import LedgerWriter
+from flashsale.pipeline.log_rewriting import LogRewriting
 from flashsale.pipeline.outbox import Outbox
 from flashsale.pipeline.payment_events import PaymentEvents
 from flashsale.pipeline.promise_alerts import PromiseAlerts
@@ -103,6 +104,7 @@ def duties_of(
         "channel pushes": lambda: pushes_of(settings, redis_url, database_url),
         Imports.name: lambda: Imports(database_url, importer(redis_url)),
         Settlements.name: lambda: Settlements(database_url),
+        LogRewriting.name: lambda: LogRewriting(redis_url, database_url, grown_max_bytes=settings.log_replay_max_bytes),
         PromiseAlerts.name: lambda: PromiseAlerts(database_url),
         # A queue of their own: an endpoint that hangs keeps no refund waiting.
         "webhook jobs": lambda: jobs_of(database_url, sender_of(settings, ledger)),

@@ -138,6 +138,11 @@ class Settings(BaseSettings):
         256 * MIB, ge=1, description="journal not yet in the ledger; beyond it orders get 503 before any work"
     )
     maxmemory_mb: int = Field(2048, ge=64, description="memory of the embedded Valkey; must exceed the backlog's bound")
+    log_replay_max_bytes: int = Field(
+        192 * MIB,
+        ge=1 * MIB,
+        description="Valkey's log may grow by this in a sale before it is rewritten: replayed in 8 s after a kill",
+    )
 
     connections_max: int = Field(20_000, ge=1, description="open connections of one front end; beyond it none is taken")
     head_max_bytes: int = Field(16 * KIB, ge=1 * KIB, description="request line and headers; beyond it: 431")

@@ -101,7 +101,9 @@ class ValkeyServer(Server):
             "no-appendfsync-on-rewrite": "no",
             # A torn tail is what a power cut leaves; what Valkey does not load then, repair() cuts.
             "aof-load-truncated": "yes",
-            # A rewrite forks and doubles the writes: never by itself while a sale may be open.
+            # A rewrite forks and doubles the writes: it is asked for, when it is time (pipeline/log_rewriting.py). Its
+            # child flushes 4 MB at a time, so that the orders' own flushes never wait for one of all of it.
+            "aof-rewrite-incremental-fsync": "yes",
             "auto-aof-rewrite-percentage": "0",
             # Offers' hashes are read by field: a listpack would be walked from its beginning each time.
             "hash-max-listpack-entries": "0",
