@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     log_replay_max_bytes: int = Field(
         192 * MIB,
         ge=1 * MIB,
-        description="Valkey's log may grow by this in a sale before it is rewritten: replayed in 8 s after a kill",
+        description="Valkey's log may grow by this in a sale before it is rewritten: 2 to 8 s of replay after a kill",
     )
 
     connections_max: int = Field(20_000, ge=1, description="open connections of one front end; beyond it none is taken")

@@ -1,7 +1,8 @@
 """Valkey's log: how long it has become, and the rewriting of it.
 
-What lies behind the log's base is replayed command by command at a start, about 25 MB a second; the base is loaded ten
-times as fast. Only Valkey's own figures are read; which log is too long is decided in pipeline/log_rewriting.py.
+What lies behind the log's base is replayed command by command at a start: 25 to 100 MB a second were measured, so that
+1.5 million orders took 3.5 s, and 0.8 s from a base that a rewriting had left. Only Valkey's own figures are read;
+which log is too long is decided in pipeline/log_rewriting.py.
 """
 
 from __future__ import annotations
