@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from flashsale import worker_health
+from flashsale import life_sign, worker_health
 from flashsale.front.management import open_port
 from flashsale.importing import importer
 from flashsale.ledger import refunds
@@ -61,6 +61,7 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
         name = f"{socket.gethostname()}-{os.getpid()}"
         if settings.management_port is not None:
             held.push_async_callback((await open_port(worker_health.application(care.failing), settings)).cleanup)
+        showing = asyncio.create_task(life_sign.show(care.alive))
         telling = asyncio.create_task(
             workers.keep_giving(signs, name, care.failing, stop, lambda: _asked_by_guard(care))
         )
@@ -68,6 +69,7 @@ async def work(settings: Settings, redis_url: str, database_url: str, rebuild: b
         await stop.wait()
         care.stop()
         late = await running
+        showing.cancel()
         await asyncio.wait({telling}, timeout=workers.SIGN_S)
         await server.ended(telling)
         return late

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 import sys
@@ -40,9 +41,8 @@ def serve(
     logs.set_up(chosen.log_level, part="front")
     if as_json:
         logs.say(json.dumps({"url": f"http://{chosen.host}:{chosen.port}", "processes": chosen.processes}))
+    asyncio.run(_ledger_is_not_newer(completed))
     if chosen.processes > 1:
-        import asyncio
-
         from flashsale.engine.front_ends import FrontEnds
 
         asyncio.run(FrontEnds(chosen).run())
@@ -53,6 +53,24 @@ def serve(
     from flashsale.front.process import serve as serve_one
 
     serve_one(_within_descriptors(completed), life_sign.show)
+
+
+async def _ledger_is_not_newer(chosen: Settings) -> None:
+    """Says in one line what the ledger lacks: orders go on without it. Raises NewerLedger: what its rows mean is not
+    known here, so that nothing may be read or written there."""
+    import structlog
+
+    from flashsale.ledger import schema
+
+    try:
+        async with asyncio.timeout(chosen.ledger_timeout_s):
+            found, line = await schema.told(chosen.database_url or "")
+    except TimeoutError:
+        found, line = None, "the ledger does not answer"
+    if found is schema.State.NEWER:
+        raise schema.NewerLedger(line)
+    if line:
+        structlog.get_logger("flashsale.front").warning("ledger.not_fit", reason=line)
 
 
 def _within_descriptors(chosen: Settings) -> Settings:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
+THREADS_END_S = 0.3
+
 
 @app.command(epilog="Example: FLASHSALE_DATA_DIR=/srv/sale flashsale worker")
 def worker(
@@ -59,12 +61,25 @@ async def main(settings: Settings, rebuild: bool) -> None:
     showing = asyncio.create_task(life_sign.show())
     if not await wait_until_fit(database_url, stop):
         showing.cancel()
+        await _end([])
         return
+    showing.cancel()  # the duties' own sign takes its place: one that hangs is no life
     late = await duties.work(settings, redis_url, database_url, rebuild, stop)
-    showing.cancel()
     if late:
-        # Whatever they hang on (a thread, a call that swallows its end) would hold up the process too.
         structlog.get_logger(__name__).warning("duties were cut short", duties=late)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    await _end(late)
+
+
+async def _end(late: list[str]) -> None:
+    """Ends the process at once where a duty was cut short or a thread is still at work (it reads a file, looks a name
+    up): whatever it hangs on would hold up the process too. What was not committed is done again."""
+    import asyncio
+
+    if not late:
+        ended = asyncio.ensure_future(asyncio.get_running_loop().shutdown_default_executor())
+        done, _ = await asyncio.wait({ended}, timeout=THREADS_END_S)
+        if done:
+            return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

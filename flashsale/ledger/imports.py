@@ -158,6 +158,18 @@ async def end(connection: Connection, ended: ImportRow, findings: bytes, now_ms:
     await connection.execute("DELETE FROM import_part WHERE import = $1", ended.number)
 
 
+async def begin(connection: Connection, number: int) -> int:
+    """It is taken up; for the how-manieth time."""
+    query = "UPDATE catalogue_import SET attempts = attempts + 1 WHERE number = $1 RETURNING attempts"
+    attempts: int = await connection.fetchval(query, number)
+    return attempts
+
+
+async def put_back(connection: Connection, number: int) -> None:
+    """It was taken up, and is left through no fault of its own: that time does not count."""
+    await connection.execute("UPDATE catalogue_import SET attempts = attempts - 1 WHERE number = $1", number)
+
+
 async def fail(connection: Connection, number: int, error: str, now_ms: int) -> None:
     """It could not be done at all; its file stays, for `again`."""
     await connection.execute(
@@ -169,7 +181,8 @@ async def fail(connection: Connection, number: int, error: str, now_ms: int) -> 
 async def again(connection: Connection, number: int) -> bool:
     """One that failed, and whose file is here still, is queued again; False where it is not so."""
     query = (
-        "UPDATE catalogue_import SET status = 'queued', finished_ms = NULL, error = NULL WHERE number = $1"
+        "UPDATE catalogue_import SET status = 'queued', finished_ms = NULL, error = NULL, attempts = 0"
+        " WHERE number = $1"
         " AND status = 'failed' AND EXISTS (SELECT FROM import_part WHERE import = $1) RETURNING true"
     )
     return await connection.fetchval(query, number) is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from flashsale.ledger import set_aside
 from flashsale.ledger.pool import Connection
 
 
@@ -39,6 +40,18 @@ async def past_deadline(
         from_ms, upto_ms, until_ms, limit,
     )  # fmt: skip
     return Stretch(first_ms, last_ms, orders) if orders else None
+
+
+async def in_stretch(connection: Connection, stretch: Stretch, until_ms: int, limit: int) -> list[str]:
+    """The ids of the stretch's orders that are past their deadline and not set aside."""
+    rows = await connection.fetch(
+        "SELECT id FROM orders WHERE status = 'reserved' AND journal_ms BETWEEN $1 AND $2"
+        " AND journal_ms + hold_ms <= $3"
+        " AND NOT EXISTS (SELECT FROM set_aside WHERE kind = $5 AND set_aside.id = orders.id)"
+        " ORDER BY journal_ms LIMIT $4",
+        stretch.first_ms, stretch.last_ms, until_ms, limit, set_aside.EXPIRY,
+    )  # fmt: skip
+    return [row[0] for row in rows]
 
 
 async def oldest(connection: Connection, from_ms: int) -> int | None:

@@ -49,13 +49,13 @@ async def pending(connection: Connection, limit: int, without: Sequence[int] = (
     return [_row(row) for row in rows]
 
 
-async def answered(connection: Connection, limit: int = 1000) -> list[OutboxRow]:
-    """The rows whose outcome is known and waits to be acted on, by number."""
+async def answered(connection: Connection, limit: int = 1000, without: Sequence[int] = ()) -> list[OutboxRow]:
+    """The rows whose outcome is known and waits to be acted on, by number; none of `without`."""
     rows = await connection.fetch(
         "SELECT number, partition, sale, kind, items, outcome FROM outbox WHERE outcome IS NOT NULL"
-        " ORDER BY number LIMIT $1",
-        limit,
-    )
+        " AND number <> ALL ($2::int8[]) ORDER BY number LIMIT $1",
+        limit, list(without),
+    )  # fmt: skip
     return [_row(row) for row in rows]
 
 

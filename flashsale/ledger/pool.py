@@ -25,6 +25,16 @@ CONNECTION_LOST: tuple[type[BaseException], ...] = (
     asyncpg.ReadOnlySQLTransactionError,
 )
 
+
+REFUSED: tuple[type[Exception], ...] = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.PLPGSQLError,
+)
+"""What PostgreSQL says of a row that it will never take, a trigger's own words among it. What else it says (disk full,
+no table) is no row's fault: tried again."""
+
 ROLLED_BACK: type[BaseException] = asyncpg.TransactionRollbackError
 """What asyncpg raises where PostgreSQL ended a transaction for another's sake (a deadlock): nothing of it was done."""
 
@@ -89,13 +99,22 @@ class Ledger:
 
 
 async def connect(
-    url: str, *, timeout_s: float = 5.0, command_timeout_s: float | None = None
+    url: str, *, timeout_s: float = 5.0, command_timeout_s: float | None = None, statement_s: float = 0
 ) -> "asyncpg.Connection[asyncpg.Record]":
-    """One connection of one's own (the writer, the audit). Raises LedgerAway where the server can't be reached."""
+    """One connection of one's own (the writer, the audit). Raises LedgerAway where the server can't be reached.
+
+    `statement_s`: PostgreSQL itself ends a statement, or a transaction in which nothing is asked, that takes longer; 0:
+    never.
+    """
     try:
         connection = await asyncpg.connect(url, timeout=timeout_s, command_timeout=command_timeout_s)
         async with asyncio.timeout(timeout_s):
             await end_with_client(connection)
+            if statement_s:
+                ms = round(1000 * statement_s)
+                await connection.execute(
+                    f"SET statement_timeout = {ms}; SET idle_in_transaction_session_timeout = {ms}"
+                )
     except CONNECTION_LOST as fault:
         raise LedgerAway(reason_of(fault)) from fault
     return connection

@@ -7,7 +7,6 @@ front works on those of a newer release, whose meaning it does not know.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -89,16 +88,23 @@ async def wait_until_fit(database_url: str, stop: asyncio.Event) -> bool:
     """Waits for a ledger that can be worked on, saying once what is lacking; False where `stop` was set before. Raises
     NewerLedger: waiting would not help."""
     said = ""
-    while not stop.is_set():
-        found, line = await told(database_url)
-        if found is State.FIT:
-            return True
-        if found is State.NEWER:
-            raise NewerLedger(line)
-        if line.partition(":")[0] != said:
-            said = line.partition(":")[0]
-            log.warning("waiting for the ledger", reason=line)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S):
-                await stop.wait()
-    return False
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        while not stop.is_set():
+            looking = asyncio.create_task(told(database_url))  # one that hangs in a connect holds up no end
+            await asyncio.wait({looking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not looking.done():
+                looking.cancel()
+                return False
+            found, line = looking.result()
+            if found is State.FIT:
+                return True
+            if found is State.NEWER:
+                raise NewerLedger(line)
+            if line.partition(":")[0] != said:
+                said = line.partition(":")[0]
+                log.warning("waiting for the ledger", reason=line)
+            await asyncio.wait({stopping}, timeout=LOOK_S)
+        return False
+    finally:
+        stopping.cancel()

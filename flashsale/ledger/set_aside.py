@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from flashsale.ledger.pool import Connection
 
-SETTLEMENT, OUTBOX, IMPORT = "settlement", "outbox", "import"
+SETTLEMENT, OUTBOX, IMPORT, EXPIRY = "settlement", "outbox", "import", "expiry"
 ERROR_MAX = 500
 WAITING_MAX = 1000
 

@@ -107,19 +107,6 @@ async def book(connection: Connection, merchants: Merchants, *, rows: int, now_m
         return at.more
 
 
-async def begin(connection: Connection, merchants: Merchants, now_ms: int) -> None:
-    """Before the first `book` on a connection. Where the database's transactions count from less than the mark (a dump
-    was restored into another server), what lay behind the mark is booked at once and the mark goes back to the start:
-    to book an order again books nothing."""
-    async with connection.transaction():
-        changed = await connection.fetch(
-            """SELECT h.order_id, max(h.number) FROM history h, settlement_mark m
-                WHERE m.tx > pg_snapshot_xmax(pg_current_snapshot()) AND h.tx >= m.tx GROUP BY h.order_id"""
-        )
-        await _book_orders(connection, merchants, {row[0]: row[1] for row in changed}, now_ms)
-        await followers.mend(connection, MARK, from_the_start=True)
-
-
 async def book_again(connection: Connection, order_id: str, now_ms: int) -> None:
     """Books one order that was set aside, in a transaction of its own. Raises what made it fail."""
     async with connection.transaction():

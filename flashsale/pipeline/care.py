@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from flashsale import metrics
+from flashsale.pipeline.duty import Duty
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +24,8 @@ AGAIN_S = (0.5, 60.0)  # first and longest pause before a duty that failed is be
 SOUND_S = 60.0  # one that has worked for so long since then is sound again
 CANCELLED_WITHIN_S = 1.0  # what does not end when it is asked is cancelled; redis-py may swallow one cancellation
 REASON_MAX = 200
+LOOK_S = 1.0  # a duty that hangs is noticed within this of its time
+LET_GO_S = 5.0  # and has this to end when it is cancelled
 
 
 class Work(Protocol):
@@ -46,15 +49,33 @@ class EndedEarly(Exception):
     """A duty has come to its end unasked."""
 
 
+class Hung(Exception):
+    """A duty gave no sign of life for longer than a step of it may take."""
+
+
 class Care:
     """Runs duties side by side until stop(). `duties` makes each, by its name, as often as it has to begin anew."""
 
-    def __init__(self, duties: Mapping[str, Callable[[], Work]], again_s: tuple[float, float] = AGAIN_S) -> None:
+    def __init__(
+        self,
+        duties: Mapping[str, Callable[[], Work]],
+        again_s: tuple[float, float] = AGAIN_S,
+        let_go_s: float = LET_GO_S,
+    ) -> None:
+        self._let_go_s = let_go_s
         self._duties = dict(duties)
         self._again_s = again_s
         self._running: dict[str, Work] = {}
         self._stopping = asyncio.Event()
         self._health = {name: Health() for name in duties}
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._stuck: set[asyncio.Task[None]] = set()
+
+    def alive(self) -> bool:
+        """What the worker's sign of life stands for: no duty hangs beyond help. One that fails, waits or is begun anew
+        goes on; one that was cancelled and does not end holds what it holds until the process ends."""
+        self._stuck = {task for task in self._stuck if not task.done()}
+        return not self._stuck
 
     def failing(self) -> dict[str, str]:
         """The duties that failed and have not worked soundly since, each with the reason."""
@@ -80,12 +101,14 @@ class Care:
         tasks = {name: asyncio.create_task(self._keep(name), name=name) for name in self._duties}
         await self._stopping.wait()
         _, late = await asyncio.wait(tasks.values(), timeout=end_within_s)
+        cut = sorted(task.get_name() for task in late)
         deadline = time.monotonic() + CANCELLED_WITHIN_S
         while late and time.monotonic() < deadline:
             for task in late:
-                task.cancel()
+                if (life := self._lives.get(task.get_name())) is not None:
+                    life.cancel()
             _, late = await asyncio.wait(late, timeout=CANCELLED_WITHIN_S / 5)
-        return sorted(task.get_name() for task in tasks.values() if task in late or task.cancelled())
+        return cut
 
     async def _keep(self, name: str) -> None:
         health = self._health[name]
@@ -93,7 +116,7 @@ class Care:
             began = time.monotonic()
             try:
                 work = self._running[name] = self._duties[name]()
-                await work.run()
+                await self._live(name, work)
                 if self._stopping.is_set():
                     return
                 raise EndedEarly(f"{name} has ended unasked")
@@ -111,6 +134,27 @@ class Care:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stopping.wait()
+
+    async def _live(self, name: str, work: Work) -> None:
+        """One life of a duty. Raises what it raised, Hung where it gave no sign of life and was cancelled for it."""
+        task = self._lives[name] = asyncio.create_task(work.run(), name=name)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=LOOK_S)
+                silent_s = time.monotonic() - work.beat_at if isinstance(work, Duty) else 0.0
+                if not task.done() and isinstance(work, Duty) and silent_s > work.silent_s:
+                    raise Hung(f"{name} gave no sign of life for {silent_s:.0f} s")
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=self._let_go_s)
+                if not task.done():
+                    self._stuck.add(task)
+        if task.cancelled():
+            if self._stopping.is_set():
+                return
+            raise EndedEarly(f"{name} was cancelled from within")
+        task.result()
 
 
 def reason_of(fault: BaseException) -> str:

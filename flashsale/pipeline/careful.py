@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import asyncpg
 import structlog
 
 from flashsale.ledger import life
 from flashsale.ledger.life import Applied
-from flashsale.ledger.pool import Connection
+from flashsale.ledger.pool import REFUSED, Connection
 from flashsale.pipeline.duty import LOST
 from flashsale.sale.payment import Fact
 
 log = structlog.get_logger(__name__)
-
-# What PostgreSQL says of a fact that it will never take. What else it says is no fault of a fact's: tried again.
-REFUSED: tuple[type[Exception], ...] = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.ProgramLimitExceededError,
-)
 
 
 class Unfit(NamedTuple):

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import asyncpg
 import orjson
@@ -33,8 +35,9 @@ from flashsale.partners.carriers.carrier import (
     Parcel,
     ParcelState,
 )
+from flashsale.pipeline.care import reason_of
 from flashsale.pipeline.catalogues import Catalogues
-from flashsale.pipeline.duty import Duty
+from flashsale.pipeline.duty import Duty, is_away
 from flashsale.sale.catalogue import Catalogue
 from flashsale.sale.tracking import ParcelStatus
 
@@ -96,11 +99,12 @@ class CarrierCalls(Duty):
     async def work(self, connection: Connection) -> None:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
-        await followers.mend(connection, "carrier_mark")
+        await followers.mend(connection, self.beat)
         await parcels.unlease(connection, now_ms())
         while not self.stopping.is_set():
             if lost.is_set():
                 raise LedgerAway("PostgreSQL closed the connection")
+            self.beat()
             more = await self._take_up(connection)
             if time.monotonic() >= self._ask_after:
                 more = await self._ask_some(connection) or more
@@ -121,18 +125,39 @@ class CarrierCalls(Duty):
         due = await parcels.claim_due(connection, now_ms(), self._concurrency, self._lease_ms)
         if not due:
             return False
-        wanted = [await self._described(connection, each) for each in due]
+        wanted = [await self._described_carefully(connection, each) for each in due]
         calls = {asyncio.create_task(self._ask(each, parcel)) for each, parcel in zip(due, wanted, strict=True)}
         answers = await self._all_or_stop(calls)
-        async with connection.transaction():
+        try:
+            async with connection.transaction():
+                for answer in answers:
+                    if answer.state is None:
+                        await self._store(connection, answer)
+        except Exception as fault:
+            if is_away(fault):
+                raise
             for answer in answers:
                 if answer.state is None:
-                    await self._store(connection, answer)
+                    await self._carefully(connection, answer, partial(self._store, connection, answer))
         for answer in answers:  # each by itself: these lock orders, too
             if answer.state is not None:
-                await self._looked(connection, answer.due.row, answer.state)
+                looked = partial(self._looked, connection, answer.due.row, answer.state)
+                await self._carefully(connection, answer, looked)
         self._brake(any(answer.away is None for answer in answers))
         return True
+
+    async def _carefully(self, connection: Connection, answer: Answer, store: Callable[[], Awaitable[None]]) -> None:
+        """Stores what became of one call. Where that can't be, it is asked again later and says why; the others go
+        on."""
+        row = answer.due.row
+        try:
+            async with connection.transaction():
+                await store()
+        except Exception as fault:
+            if is_away(fault):
+                raise
+            log.error("what became of a parcel's call can't be stored", order=row.order_id, exc_info=fault)
+            await parcels.ask_again(connection, row, now_ms() + self._pause_ms(row), reason_of(fault))
 
     async def _all_or_stop(self, calls: set[asyncio.Task[Answer]]) -> list[Answer]:
         """The answers of the calls; those that came so far when it is time to stop."""
@@ -160,7 +185,7 @@ class CarrierCalls(Duty):
             waybill = row.waybill
             if waybill is None:  # also of one that was called off while it was booked: it is booked again to be known
                 if parcel is None:
-                    raise CarrierAway("the order's catalogue is not in the ledger")
+                    raise CarrierAway("the order does not say what is to be carried: the worker's log tells why")
                 waybill = answer.waybill = await self._carriers.book(parcel)
             if name == "cancel":
                 await self._carriers.cancel(waybill)
@@ -179,6 +204,16 @@ class CarrierCalls(Duty):
             log.exception("a call to a carrier failed", order=row.order_id, carrier=row.carrier, call=name)
         metrics.CARRIER_CALLS.labels(name, outcome).inc()
         return answer
+
+    async def _described_carefully(self, connection: Connection, due: DueParcel) -> Parcel | None:
+        """The same; None, too, where the order or its catalogue can't be read."""
+        try:
+            return await self._described(connection, due)
+        except Exception as fault:
+            if is_away(fault):
+                raise
+            log.error("a parcel can't be described", order=due.row.order_id, exc_info=fault)
+            return None
 
     async def _described(self, connection: Connection, due: DueParcel) -> Parcel | None:
         """The parcel as it is booked; None where nothing is to be booked, or the order's catalogue is missing. The

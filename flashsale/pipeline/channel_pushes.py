@@ -90,7 +90,7 @@ class ChannelPushes(Duty):
         self._look_failed: str | None = None
 
     async def work(self, connection: Connection) -> None:
-        await followers.mend(connection, "channel_mark")
+        await followers.mend(connection, self.beat)
         ledger = Ledger(self._database_url, connections_max=CONNECTIONS, timeout_s=LEDGER_TIMEOUT_S)
         valkey = server.connect(self._redis_url)
         tasks: dict[str, asyncio.Task[None]] = {}
@@ -113,6 +113,7 @@ class ChannelPushes(Duty):
         """Hands out what is to be told, and sees that every channel has its task."""
         swept = looked = 0.0
         while not self.stopping.is_set():
+            self.beat()
             more = await channel_pushes.tell(connection, rows=HISTORY_ROWS, now_ms=now_ms())
             heard = await channel_pushes.heard(connection)
             if heard and time.monotonic() - looked >= self._stock_s:

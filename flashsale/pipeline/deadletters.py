@@ -1,7 +1,8 @@
 """Everything that was set aside because nothing could be done with it, under one kind of id; and the way back.
 
 `order:N` is a journal line that PostgreSQL refused, `event:N` a provider's event that was not understood or not stored
-(both lie whole in the ledger), `settlement:ORDER`, `outbox:N` and `import:im-N` name things that made their duty fail.
+(both lie whole in the ledger), `settlement:ORDER`, `expiry:ORDER`, `outbox:N` and `import:im-N` name things that made
+their duty fail.
 To retry is to do it again in the normal way, in one transaction with its taking back: what fails again stays.
 """
 
@@ -20,7 +21,7 @@ from flashsale.pipeline.journal_rows import Line, copy_text_of_lines
 from flashsale.sale.payment import Fact
 
 ORDER, EVENT = "order", "event"
-KINDS = (ORDER, EVENT, set_aside.SETTLEMENT, set_aside.OUTBOX, set_aside.IMPORT)
+KINDS = (ORDER, EVENT, set_aside.SETTLEMENT, set_aside.OUTBOX, set_aside.IMPORT, set_aside.EXPIRY)
 
 FactsOf = Callable[[bytes], Fact | ForeignEvent | None]
 

@@ -21,6 +21,11 @@ log = structlog.get_logger(__name__)
 
 STANDBY_POLL_S = 0.2  # a stand-by takes over within this after the holder's connection is gone
 BACKOFF_S = (0.05, 1.0)  # first and longest pause after a loss
+STATEMENT_S = 100.0
+"""A duty's statement may take so long. Duties work in steps of a second at most; a busy disk, or a migration's lock,
+makes some of them slower."""
+SILENT_S = 120.0
+"""A duty that gives no sign of life for so long hangs: longer than a statement may take."""
 VALKEY_LOST = (OSError, RedisError, TimeoutError)
 LOST: tuple[type[BaseException], ...] = (*CONNECTION_LOST, *VALKEY_LOST, LedgerAway, asyncpg.PostgresError)
 """Where a server is lost, and whatever else PostgreSQL and Valkey may say in the middle of a step: done again later."""
@@ -45,6 +50,8 @@ BUSY = ("LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "MISCONF", "
 
 def is_away(fault: BaseException) -> bool:
     """Whether a server is away or can't just now, as against a fault of what was asked of it."""
+    if isinstance(fault, asyncpg.QueryCanceledError):  # it took longer than it may, and would again
+        return False
     return isinstance(fault, AWAY) or (
         isinstance(fault, redis.exceptions.ResponseError) and str(fault).startswith(BUSY)
     )
@@ -55,6 +62,8 @@ class Duty:
 
     name: str
     lock: int
+    statement_s = STATEMENT_S
+    silent_s = SILENT_S
 
     def __init__(self, database_url: str, *, partition: int = 0) -> None:
         self._database_url = database_url
@@ -62,6 +71,12 @@ class Duty:
         self.stopping = asyncio.Event()
         self.working = False
         """Whether this one holds the lock and works; False: it stands by or waits for a server."""
+        self.beat_at = time.monotonic()
+        """When it gave its last sign of life, by the monotonic clock."""
+
+    def beat(self) -> None:
+        """A sign of life, between two steps: each takes less than `silent_s`."""
+        self.beat_at = time.monotonic()
 
     async def work(self, connection: Connection) -> None:
         """The work itself, until `stopping` is set. Raises one of LOST where a server is lost."""
@@ -89,12 +104,15 @@ class Duty:
 
     async def pause(self, seconds: float) -> None:
         """Waits, unless it is time to stop."""
+        self.beat()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.stopping.wait()
+        self.beat()
 
     async def _hold_and_work(self) -> None:
-        connection = await connect(self._database_url)
+        self.beat()
+        connection = await connect(self._database_url, statement_s=self.statement_s)
         try:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", self.lock, self._partition):
                 await self.pause(STANDBY_POLL_S)

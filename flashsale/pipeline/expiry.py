@@ -11,10 +11,13 @@ import time
 import structlog
 
 from flashsale import metrics
-from flashsale.ledger import life, open_holds, partitions
+from flashsale.ledger import life, open_holds, partitions, set_aside
+from flashsale.ledger.life.sweeps import Swept
+from flashsale.ledger.open_holds import Stretch
 from flashsale.ledger.pool import Connection
+from flashsale.pipeline.care import reason_of
 from flashsale.pipeline.catalogues import Catalogues
-from flashsale.pipeline.duty import Duty
+from flashsale.pipeline.duty import Duty, is_away
 from flashsale.pipeline.payment_events import events_applied
 from flashsale.reservation import commands, server
 
@@ -94,15 +97,12 @@ class Expiry(Duty):
             if stretch is None:
                 break
             began = time.monotonic()
-            async with connection.transaction():
-                swept = await life.expire(
-                    connection,
-                    until_ms,
-                    grace_ms=self._grace_ms,
-                    limit=LIMIT,
-                    from_ms=stretch.first_ms,
-                    upto_ms=stretch.last_ms,
-                )
+            try:
+                swept = await self._expire(connection, until_ms, stretch, LIMIT)
+            except Exception as fault:
+                if is_away(fault):
+                    raise
+                swept = await self._expire_carefully(connection, until_ms, stretch)
             expired += swept.expired
             await self.pause(time.monotonic() - began)  # a wave of expired holds leaves PostgreSQL half of its time
             if swept.more and swept.expired:
@@ -115,3 +115,35 @@ class Expiry(Duty):
             return expired
         self._from_ms[hold_ms] = max(self._from_ms.get(hold_ms, 0), done_ms)
         return expired
+
+    async def _expire(
+        self, connection: Connection, until_ms: int, stretch: Stretch, limit: int, only: str | None = None
+    ) -> Swept:
+        async with connection.transaction():
+            return await life.expire(
+                connection,
+                until_ms,
+                grace_ms=self._grace_ms,
+                limit=limit,
+                from_ms=stretch.first_ms,
+                upto_ms=stretch.last_ms,
+                only=only,
+            )
+
+    async def _expire_carefully(self, connection: Connection, until_ms: int, stretch: Stretch) -> Swept:
+        """The same, order by order: one that can't expire is set aside, and the others do. Slow; only for a stretch
+        that holds such an order."""
+        expired = waiting = 0
+        for order_id in await open_holds.in_stretch(connection, stretch, until_ms, LIMIT):
+            self.beat()
+            try:
+                swept = await self._expire(connection, until_ms, stretch, 2, order_id)
+            except Exception as fault:
+                if is_away(fault):
+                    raise
+                log.error("an order that is past its deadline is set aside", order=order_id, exc_info=fault)
+                metrics.SET_ASIDE.labels(set_aside.EXPIRY).inc()
+                await set_aside.put(connection, set_aside.EXPIRY, [(order_id, reason_of(fault))], until_ms)
+                continue
+            expired, waiting = expired + swept.expired, waiting + swept.waiting
+        return Swept(expired, waiting, False, None)

@@ -5,6 +5,8 @@ What was under way when a worker died is queued still, and has changed nothing: 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -15,14 +17,21 @@ from flashsale.ledger import imports, set_aside
 from flashsale.ledger.imports import ImportRow
 from flashsale.ledger.pool import Connection
 from flashsale.pipeline.care import reason_of
-from flashsale.pipeline.duty import Duty, is_away
+from flashsale.pipeline.duty import LOST, Duty, is_away
 
 log = structlog.get_logger(__name__)
 
 POLL_S = 0.5
+ATTEMPTS_MAX = 5
+"""An import that so many workers died of in the middle (out of memory, say) is set aside: one that is merely killed
+beside it does not do so five times in a row."""
 
 Apply = Callable[[Connection, ImportRow], Awaitable[ImportRow]]
 """Applies one import and writes down what became of it; puts it off by raising one of LOST."""
+
+
+class WorkersDied(Exception):
+    """An import was taken up again and again by workers that then were gone."""
 
 
 class Imports(Duty):
@@ -30,6 +39,8 @@ class Imports(Duty):
 
     name = "imports"
     lock = 0x666C696D
+    statement_s = 600.0  # a million rows are taken over in one statement
+    silent_s = 1800.0  # one import is one step: some statements, and a file that is read in between
 
     def __init__(self, database_url: str, apply: Apply) -> None:
         super().__init__(database_url)
@@ -41,10 +52,20 @@ class Imports(Duty):
             if found is None:
                 await self.pause(POLL_S)
                 continue
+            attempts = await imports.begin(connection, found.number)
+            if attempts > ATTEMPTS_MAX:
+                await self._set_aside(connection, found, WorkersDied(f"{ATTEMPTS_MAX} workers died of it"))
+                continue
             try:
                 ended = await self._apply(connection, found)
+            except asyncio.CancelledError:  # the worker stops
+                with contextlib.suppress(*LOST):
+                    await imports.put_back(connection, found.number)
+                raise
             except Exception as fault:
                 if is_away(fault):
+                    with contextlib.suppress(*LOST):
+                        await imports.put_back(connection, found.number)
                     raise
                 # Whatever it is, later imports are not held up by it, nor is anything else.
                 await self._set_aside(connection, found, fault)

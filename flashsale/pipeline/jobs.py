@@ -21,7 +21,7 @@ from pgqueuer.queries import Queries
 
 from flashsale import metrics
 from flashsale.ledger.pool import connect
-from flashsale.pipeline.duty import BACKOFF_S, LOST, is_away
+from flashsale.pipeline.duty import BACKOFF_S, LOST, STATEMENT_S, is_away
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class Jobs:
             self._manager.shutdown.set()
 
     async def _work(self) -> None:
-        connection = await connect(self._database_url)
+        connection = await connect(self._database_url, statement_s=STATEMENT_S)
         ending = asyncio.Event()  # the connection is gone, or it is time to stop
         connection.add_termination_listener(lambda _: ending.set())
         manager = QueueManager(Queries.from_asyncpg_connection(connection))

@@ -20,7 +20,7 @@ from flashsale import metrics
 from flashsale.ledger import dead_letters, life, movements, orders, outbox, partitions
 from flashsale.ledger.dead_letters import DeadLetter
 from flashsale.ledger.partitions import Partition
-from flashsale.ledger.pool import Connection, LedgerAway
+from flashsale.ledger.pool import REFUSED, Connection, LedgerAway
 from flashsale.pipeline.duty import VALKEY_LOST, Duty
 from flashsale.pipeline.journal_rows import (
     Damaged,
@@ -48,15 +48,8 @@ COLLECTED = b"\t\\N\tt\t"
 """What a record has where nobody but the shopper ordered and the channel has the money (`agent`, `collected`): no other
 columns can be NULL and true side by side, so that a chunk without it has no such order."""
 
-# What PostgreSQL says of a line that it will never take, and asyncpg of a movement that it can't encode.
-# Anything else (disk full, no table) is tried again.
-REFUSED: tuple[type[Exception], ...] = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.ProgramLimitExceededError,
-    OverflowError,
-    ValueError,
-)
+# And asyncpg of a movement that it can't encode.
+UNFIT: tuple[type[Exception], ...] = (*REFUSED, OverflowError, ValueError)
 
 
 class MarkMoved(Exception):
@@ -100,7 +93,7 @@ async def store_entries(connection: Connection, partition: Partition, items: Seq
             await _tell_outbox(connection, items)
             moved = await _move_mark(connection, partition, items)
         return Stored(moved, lines, len(items), len(damaged))
-    except REFUSED:
+    except UNFIT:
         return await _store_carefully(connection, partition, items, damaged)
 
 
@@ -117,7 +110,7 @@ async def _store_carefully(
                 try:
                     async with connection.transaction():
                         await movements.store(connection, movement_rows(partition.id, [item]))
-                except REFUSED as fault:
+                except UNFIT as fault:
                     payload = repr(item.movement).encode()
                     letters.append(DeadLetter(partition.id, item.ms, item.seq, 0, payload, str(fault)))
         if letters:
@@ -164,7 +157,7 @@ async def _copy_or_bisect(
             if stored != len(lines):
                 raise asyncpg.DataError("COPY took another number of rows than there are lines")
             return stored
-    except REFUSED as fault:
+    except UNFIT as fault:
         if len(lines) == 1:
             line = lines[0]
             letters.append(DeadLetter(partition, line.ms, line.seq, line.number, line.record, str(fault)))
@@ -301,6 +294,7 @@ class LedgerWriter(Duty):
     async def _read(self, after: tuple[int, int]) -> list[JournalItem]:
         """The next chunk: entries of about `rows` rows. Waits for ever."""
         while True:
+            self.beat()
             items = await read_journal(self._client, self._partition, after, self._count, BLOCK_MS)
             if items:
                 size = sum(item.records.count(b"\n") for item in items if isinstance(item, Entry))

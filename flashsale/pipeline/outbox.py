@@ -23,7 +23,7 @@ from flashsale.ledger.partitions import Partition
 from flashsale.ledger.pool import Connection
 from flashsale.pipeline.care import reason_of
 from flashsale.pipeline.catalogues import Catalogues, KnownSale
-from flashsale.pipeline.duty import Duty
+from flashsale.pipeline.duty import Duty, is_away
 from flashsale.reservation import commands, keys, server
 from flashsale.reservation.commands import MovedOrder
 from flashsale.reservation.limits import IdentityYear, LaneDay
@@ -149,12 +149,37 @@ class Outbox(Duty):
 
     async def _settle(self, connection: Connection) -> None:
         """Late payments whose units were decided about: the order is paid, or the money goes back."""
-        if not await outbox.answered(connection, 1):
+        if not await outbox.answered(connection, 1, list(self._set_aside)):
             return
         now_ms = await commands.clock(self._client)
-        async with connection.transaction():
-            settled = await life.settle_again(connection, now_ms)
+        try:
+            async with connection.transaction():
+                settled = await life.settle_again(connection, now_ms, without=list(self._set_aside))
+        except Exception as fault:
+            if is_away(fault):
+                raise
+            settled = await self._settle_carefully(connection, now_ms)
         log.info("late payments are settled", orders=settled)
+
+    async def _settle_carefully(self, connection: Connection, now_ms: int) -> int:
+        """The same one by one: what can't be settled is set aside, and holds up no other."""
+        settled = 0
+        while rows := await outbox.answered(connection, 1, list(self._set_aside)):
+            try:
+                async with connection.transaction():
+                    settled += await life.settle_again(connection, now_ms, 1, list(self._set_aside))
+            except Exception as fault:
+                if is_away(fault):
+                    raise
+                await self._put_aside(connection, rows[0], fault)
+        return settled
+
+    async def _put_aside(self, connection: Connection, row: OutboxRow, fault: Exception) -> None:
+        self._set_aside.add(row.number)
+        metrics.SET_ASIDE.labels(set_aside.OUTBOX).inc()
+        aside = [(str(row.number), reason_of(fault))]
+        await set_aside.put(connection, set_aside.OUTBOX, aside, time.time_ns() // 1_000_000)
+        log.error("an outbox row is set aside", row=row.number, kind=row.kind, exc_info=fault)
 
     async def _last_entry(self) -> tuple[int, int]:
         """The newest journal id ever given out; (0, 0) where there is no journal."""
@@ -180,12 +205,8 @@ class Outbox(Duty):
             orders = [await self._moved(connection, sale, row.sale, item) for item in row.items]
             outcomes = await self._move(partition, sale, row, orders)
         except (LookupError, TypeError, ValueError) as fault:
-            self._set_aside.add(row.number)
-            metrics.SET_ASIDE.labels(set_aside.OUTBOX).inc()
-            aside = [(str(row.number), reason_of(fault))]
-            await set_aside.put(connection, set_aside.OUTBOX, aside, time.time_ns() // 1_000_000)
             metrics.OUTBOX_ORDERS.labels("malformed").inc(len(row.items))
-            log.error("an outbox row can't be told: it is set aside", row=row.number, kind=row.kind, error=repr(fault))
+            await self._put_aside(connection, row, fault)
             return False
         self._report(row, outcomes)
         self._sent[row.number] = Sent(row.kind, any(outcome not in GONE for outcome in outcomes))

@@ -155,6 +155,7 @@ class PaymentEvents(Duty):
     async def _read(self, after: EntryId) -> Batch:
         """The next batch. Waits for ever."""
         while True:
+            self.beat()
             entries = await read_events(self._client, after, self._count, BLOCK_MS)
             if entries:
                 events = sum(len(entry.bodies) for entry in entries)

@@ -76,6 +76,7 @@ class ProviderCalls(Duty):
         swept = 0.0
         try:
             while not self.stopping.is_set():
+                self.beat()
                 if lost.is_set():
                     raise LedgerAway("PostgreSQL closed the connection")
                 if time.monotonic() - swept > REFUND_SWEEP_S:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from flashsale.ledger import settlement
+from flashsale.ledger import followers, settlement
 from flashsale.ledger.pool import Connection
 from flashsale.pipeline.duty import Duty
 
@@ -20,7 +20,7 @@ class Settlements(Duty):
 
     async def work(self, connection: Connection) -> None:
         merchants = settlement.Merchants()
-        await settlement.begin(connection, merchants, time.time_ns() // 1_000_000)
+        await followers.mend(connection, self.beat)
         while not self.stopping.is_set():
             began = time.monotonic()
             more = await settlement.book(connection, merchants, rows=HISTORY_ROWS, now_ms=time.time_ns() // 1_000_000)

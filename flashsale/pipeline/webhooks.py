@@ -62,9 +62,10 @@ class WebhookFanout(Duty):
         self._rows = rows
 
     async def work(self, connection: Connection) -> None:
-        await followers.mend(connection, "webhook_mark")
+        await followers.mend(connection, self.beat)
         swept = 0.0
         while not self.stopping.is_set():
+            self.beat()
             told = await webhooks.tell(connection, rows=self._rows, now_ms=now_ms())
             again = await webhooks.replay(connection, rows=self._rows, now_ms=now_ms())
             if time.monotonic() - swept > SWEEP_S:

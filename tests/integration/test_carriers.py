@@ -453,3 +453,26 @@ async def test_a_worker_that_is_to_stop_waits_for_no_carrier(shop: CarrierHouse,
 
 def _event(waybill: str) -> dict[str, str]:
     return {"id": f"ev-{waybill}", "waybill": waybill, "code": "delivered", "at": "2026-11-12T08:30:00+08:00"}
+
+
+async def test_a_parcel_that_cannot_be_described_or_stored_holds_up_no_other(shop: CarrierHouse, ledger: str) -> None:
+    unread, refused = await shop.place(("KETTLE", 1)), await shop.place(("KETTLE", 1))
+    version = await shop.ledger.fetchval("SELECT catalogue_version FROM orders WHERE id = $1", unread)
+    await shop.ledger.execute("INSERT INTO catalogue SELECT 0, '\\xc1'::bytea")
+    await shop.ledger.execute("UPDATE orders SET catalogue_version = 0 WHERE id = $1", unread)
+    await shop.ledger.execute(
+        f"ALTER TABLE parcel ADD CONSTRAINT poison CHECK (order_id <> '{refused}' OR waybill IS NULL)"
+    )
+    async with carriers(shop) as sandbox, worker(ledger, sandbox.address):
+        later = await shop.place(("FAN", 1))
+        assert await shop.booked(later)
+
+        async def both_say_why() -> bool:
+            query = "SELECT count(*) FROM parcel WHERE order_id = ANY ($1) AND status = 'to_book' AND error IS NOT NULL"
+            return bool(await shop.ledger.fetchval(query, [unread, refused]) == 2)
+
+        await until(both_say_why)
+        await shop.ledger.execute("ALTER TABLE parcel DROP CONSTRAINT poison")
+        await shop.ledger.execute("UPDATE orders SET catalogue_version = $2 WHERE id = $1", unread, version)
+        assert await shop.booked(unread)
+        assert await shop.booked(refused)

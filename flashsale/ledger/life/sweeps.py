@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from flashsale.ledger import history, outbox, payments
+from flashsale.ledger import history, outbox, payments, set_aside
 from flashsale.ledger.history import HistoryRow
 from flashsale.ledger.life.beside import beside
 from flashsale.ledger.life.change import Change, letter_of, units_of
@@ -16,6 +17,9 @@ from flashsale.ledger.pool import Connection
 from flashsale.sale.lifecycle import Payment, Status
 
 OUTBOX_ORDERS = 100  # orders of one outbox row, and so of one script call: Valkey is busy with it for a millisecond
+
+
+_NOT_ASIDE = f"NOT EXISTS (SELECT FROM set_aside AS a WHERE a.kind = '{set_aside.EXPIRY}' AND a.id = o.id)"
 
 
 class Swept(NamedTuple):
@@ -36,12 +40,14 @@ async def expire(
     limit: int = 1000,
     from_ms: int = 0,
     upto_ms: int | None = None,
+    only: str | None = None,
 ) -> Swept:
     """Expires holds whose deadline is at or before `until_ms` (Valkey's clock), of orders taken from `from_ms` to
     `upto_ms` (None: until now).
 
     An order whose intent is open is closed at the provider first: it is marked, and expires when the intent is closed
-    or, with the provider away, `grace_ms` after its deadline. What somebody else has locked is left for the next sweep.
+    or, with the provider away, `grace_ms` after its deadline. What somebody else has locked is left for the next sweep,
+    and what was set aside for those who retry it. `only`: of one order.
     """
     upto_ms = until_ms if upto_ms is None else upto_ms
     await payments.lock_many(connection)
@@ -49,14 +55,15 @@ async def expire(
         "UPDATE orders SET status = 'expired', changes = changes + 1 WHERE ctid = ANY (ARRAY("  # noqa: S608
         " SELECT ctid FROM orders AS o WHERE status = 'reserved' AND journal_ms BETWEEN $1 AND $2"
         "  AND journal_ms + hold_ms <= $4 AND NOT EXISTS (SELECT FROM payment AS p WHERE p.order_id = o.id)"
+        f"  AND o.id = coalesce($5, o.id) AND {_NOT_ASIDE}"
         "  ORDER BY journal_ms LIMIT $3 FOR UPDATE SKIP LOCKED)) AND status = 'reserved'"
         f" RETURNING {_RETURNED}",
-        from_ms, upto_ms, limit, until_ms,
+        from_ms, upto_ms, limit, until_ms, only,
     )  # fmt: skip
     await _give_back(connection, plain, until_ms)
     if len(plain) == limit:
         return Swept(limit, 0, True, from_ms)
-    begun, waiting, more = await _expire_begun(connection, until_ms, grace_ms, limit, from_ms, upto_ms)
+    begun, waiting, more = await _expire_begun(connection, until_ms, grace_ms, limit, from_ms, upto_ms, only)
     # Those that wait for the provider hold the sweep's beginning back: the oldest reserved one is where to look next.
     oldest: int | None = await connection.fetchval(
         "SELECT journal_ms FROM orders WHERE status = 'reserved' AND journal_ms >= $1 ORDER BY journal_ms LIMIT 1",
@@ -66,17 +73,18 @@ async def expire(
 
 
 async def _expire_begun(
-    connection: Connection, until_ms: int, grace_ms: int, limit: int, from_ms: int, upto_ms: int
+    connection: Connection, until_ms: int, grace_ms: int, limit: int, from_ms: int, upto_ms: int, only: str | None
 ) -> tuple[int, int, bool]:
     """The same for orders whose payment was begun: how many expired, how many wait for the provider, and whether there
     are more."""
     with_payment = await connection.fetch(
-        "SELECT o.id, o.journal_ms, o.journal_ms + o.hold_ms, p.rank, p.state, p.todo FROM orders AS o"
+        "SELECT o.id, o.journal_ms, o.journal_ms + o.hold_ms, p.rank, p.state, p.todo FROM orders AS o"  # noqa: S608  our own
         " JOIN payment AS p ON p.order_id = o.id"
         " WHERE o.status = 'reserved' AND o.journal_ms BETWEEN $1 AND $2 AND o.journal_ms + o.hold_ms <= $5"
         " AND (p.state = 'closed' OR p.todo IS DISTINCT FROM 'close' OR o.journal_ms + o.hold_ms + $3 <= $5)"
+        f" AND o.id = coalesce($6, o.id) AND {_NOT_ASIDE}"
         " ORDER BY o.journal_ms LIMIT $4",
-        from_ms, upto_ms, grace_ms, limit, until_ms,
+        from_ms, upto_ms, grace_ms, limit, until_ms, only,
     )  # fmt: skip
     ready = [row[0] for row in with_payment if row[4] == "closed" or row[2] + grace_ms <= until_ms]
     closing = [row[0] for row in with_payment if row[0] not in set(ready) and row[3] < 2]
@@ -138,10 +146,10 @@ async def _give_back(connection: Connection, expired: list[Any], now_ms: int) ->
             await outbox.add(connection, partition, sale, outbox.RELEASE, of_sale[first : first + OUTBOX_ORDERS])
 
 
-async def settle_again(connection: Connection, now_ms: int, limit: int = 200) -> int:
-    """Ends late payments whose units were asked for again: taken, the order is paid; refused, the money goes back.
-    Returns how many."""
-    rows = await outbox.answered(connection, limit)
+async def settle_again(connection: Connection, now_ms: int, limit: int = 200, without: Sequence[int] = ()) -> int:
+    """Ends the first `limit` late payments whose units were asked for again: taken, the order is paid; refused, the
+    money goes back. None of the outbox rows `without`. Returns how many."""
+    rows = await outbox.answered(connection, limit, without)
     if not rows:
         return 0
     await payments.lock_many(connection)
