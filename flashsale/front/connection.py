@@ -329,7 +329,9 @@ class Connection(asyncio.Protocol):
                 self._refuse(Refused("overloaded", "Too many bodies wait to be answered."))
                 return
             self._turn(Page.WAITS)
-            self._page_bytes = canonical(head, body, self._state is State.LAST or self._hot.draining)
+            if self._hot.draining and self._state is State.HEAD:
+                self._become(State.LAST)  # its answer says so: nothing that lies behind is read
+            self._page_bytes = canonical(head, body, self._state is State.LAST)
             if not self._queue:
                 self._lend()
         else:
@@ -420,9 +422,10 @@ class Connection(asyncio.Protocol):
     def closed_by_page(self) -> None:
         if self._state is State.HEAD:
             self._become(State.LAST)
-        if self._page is Page.LENT:  # it closes without an answer
+        if self._page is not Page.NONE:  # it closes without an answer, and gives no other one
             self._turn(Page.NONE)
-            self._page_size = 0
+            self._page_bytes, self._page_size = b"", 0
+            self._hold()
         self._go_on()
 
     def _write(self, data: bytes) -> None:
@@ -541,16 +544,17 @@ class Connection(asyncio.Protocol):
                 self._finish()
 
     def _finish(self) -> None:
-        """All is answered. A client that still sends would lose the answer to a reset: its bytes are dropped first."""
+        """All is answered. Bytes of the client that nobody has read would turn the close into a reset, which takes away
+        what it has not got of its answer: our side ends first, and the client's bytes are dropped until it ends its
+        own (RFC 9112, 9.6)."""
         if self._state is State.CLOSED or self._transport.is_closing():
             return
         self._since = self._hot.now
-        if self._state is State.DROP or not (self._flow.ended or self._transport.is_reading()):
-            self._drop_what_comes()
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-        else:
+        if self._flow.ended or not self._transport.can_write_eof():
             self._transport.close()
+        else:
+            self._drop_what_comes()
+            self._transport.write_eof()
 
     def _drop_what_comes(self) -> None:
         """From here on what comes is read and dropped, within bounds."""
