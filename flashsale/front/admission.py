@@ -2,13 +2,13 @@
 
 A request that came whole is checked by its route or page, in the contract's order. This is for bodies that are still on
 their way: what a stranger sends is not kept, and what nobody would read isn't either. Which requests there are, and
-which of them need a token, follows from the OpenAPI document.
+which of them need a token, follows from the OpenAPI document; the sandbox's pages, which are not in it, need none.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flashsale.errors import Refused
@@ -19,10 +19,12 @@ _PARAMETER = re.compile(r"\\\{[^}]*\\\}")
 
 
 class Admission:
-    """Says of a head whether its body is to be kept. `document`: the OpenAPI document."""
+    """Says of a head whether its body is to be kept. `document`: the OpenAPI document; `open_under`: paths under which
+    whatever is sent is read without a token, and which it does not name."""
 
-    def __init__(self, verifier: Verifier, document: Mapping[str, Any]) -> None:
+    def __init__(self, verifier: Verifier, document: Mapping[str, Any], open_under: Sequence[str] = ()) -> None:
         self._verifier = verifier
+        self._open_under = tuple(f"{path}/".encode() for path in open_under)
         self._taken = [
             (re.compile(_PARAMETER.sub("[^/]+", re.escape(path)).encode()), bool(operation["security"]))
             for path, methods in document["paths"].items()
@@ -36,7 +38,7 @@ class Admission:
         path = head.target.partition(b"?")[0]
         needs = [token for pattern, token in self._taken if pattern.fullmatch(path)]
         if not needs:
-            return False
+            return path.startswith(self._open_under)
         if not all(needs):
             return True
         authorization = head.fields.get(AUTHORIZATION)

@@ -41,7 +41,7 @@ from flashsale.partners.payments.signature import WebhookVerifier
 from flashsale.reservation import server
 from flashsale.reservation.batcher import Batcher, Limits
 from flashsale.reservation.events import EventLog
-from flashsale.settings import Settings
+from flashsale.settings import SANDBOX_PAGES, Settings
 
 OWN_CONNECTIONS = 2
 SWEEP_S = 0.2
@@ -96,7 +96,8 @@ async def _serve(settings: Settings, show_life: Callable[[], Coroutine[None, Non
     orders = OrderRoute(settings, intake, answers, Replays(answers, own_catalogues), LaneRoom(answers, own_valkey))
     webhooks = WebhookRoute(_webhook_verifier(settings), answers)
     routes: list[Route] = [orders, ChannelRoute(intake, orders), webhooks]
-    hot = HotPath(settings, answers, lending, Admission(verifier, OPENAPI), routes, orders.take_plain)
+    admission = Admission(verifier, OPENAPI, (SANDBOX_PAGES,) if settings.payments_sandbox_url is not None else ())
+    hot = HotPath(settings, answers, lending, admission, routes, orders.take_plain)
 
     def check() -> Awaitable[list[str]]:
         return server.shortcomings(own_valkey, settings.durability, settings.backlog_max_bytes)

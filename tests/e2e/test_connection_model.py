@@ -257,3 +257,69 @@ async def test_a_front_that_is_told_to_stop_answers_in_turn_or_closes(house: Hou
             assert came, "what had come before the front was told is answered"
     await asyncio.to_thread(front.wait, 30)
     await asyncio.to_thread(house.engine.wait_until_ready)
+
+
+ODD_TARGETS = (
+    *(
+        "//",
+        "//x",
+        "//[",
+        "/[",
+        "/]",
+        "/v1/sales/[::1",
+        "/%",
+        "/%zz",
+        "/%00",
+        "/%ff",
+        "/..",
+        "/../../etc",
+        "/?",
+        "/??=&=&",
+    ),
+    *("/v1/sales/%2e%2e", "/v1//sales", "/v1/sales/%5B", "/:80", "//:99999/", "//x:y/", "/@", "//a@b:c", "/;", "/\\"),
+    *("http://[::1/", "http://x:99999/livez", "http://x:y/livez", "http://[/livez", "http://a@b/livez", "HTTP://x//"),
+    *("/" + "a/" * 4000, "/?" + "a=b&" * 3000),
+)
+ODD_LINES = (
+    *(b"Host: [", b"Host: :", b"Host: x:99999", b"Host: x:y", b"Host:"),
+    *(
+        b"Accept: " + b"," * 9000,
+        b"Accept-Language: ;q=;;",
+        b"Content-Type: ;;",
+        b'Content-Type: a/b; c="',
+        b"Upgrade: h2c",
+    ),
+    *(b"Connection: upgrade", b"Connection: ,,", b"Expect: 100-continue", b"Expect: x", b"Origin: [", b"Cookie: =;=;"),
+    *(
+        b"Authorization: " + b"x" * 9000,
+        b'If-None-Match: "',
+        b"Last-Event-ID: " + b"9" * 5000,
+        b"X-Request-Id: " + b"y" * 9000,
+    ),
+)
+
+
+async def test_whatever_a_head_says_the_answer_is_ours(house: House) -> None:
+    """Never one of aiohttp's own: those name it, are plain text and say nothing of what to do."""
+    draw = random.Random(SEED)
+    targets = [*ODD_TARGETS, *("/" + "".join(chr(draw.randint(33, 126)) for _ in range(9)) for _ in range(200))]
+    requests = [
+        f"{method} {target} HTTP/1.{minor}\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+        for target in targets
+        for method, minor in (("GET", 1), ("POST", 0))
+    ]
+    for line in ODD_LINES:
+        host = b"" if line.startswith(b"Host") else b"Host: x\r\n"
+        requests += (
+            b"%b HTTP/1.1\r\n%b%b\r\n\r\n" % (first, host, line) for first in (b"GET /livez", b"POST /v1/quotes")
+        )
+    requests.append(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"Accept: a/b\r\n" * 99 + b"\r\n")
+    requests.append(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"Accept: a/b\r\n" * 100 + b"\r\n")
+    for request in requests:
+        (answer,) = await ask(house.port, request)
+        assert answer.headers.get("server") == "flashsale", (request[:200], answer)
+        assert answer.status < 500, (request[:200], answer)
+        assert answer.status < 400 or answer.headers["content-type"] == "application/problem+json", (
+            request[:200],
+            answer,
+        )
