@@ -26,7 +26,7 @@ class Admission:
         self._verifier = verifier
         self._open_under = tuple(f"{path}/".encode() for path in open_under)
         self._taken = [
-            (re.compile(_PARAMETER.sub("[^/]+", re.escape(path)).encode()), bool(operation["security"]))
+            (re.compile(_PARAMETER.sub("[^/]+", re.escape(path)).encode()), _is_needed(operation["security"]))
             for path, methods in document["paths"].items()
             for method, operation in methods.items()
             if "requestBody" in operation
@@ -46,3 +46,8 @@ class Admission:
             raise Refused("unauthenticated", "Send `Authorization: Bearer` and one token.")
         self._verifier.verify(bearer(authorization), now_s)
         return True
+
+
+def _is_needed(security: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an operation needs a token: it names what it takes, and nothing at all is not among that."""
+    return bool(security) and all(security)

@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from flashsale import runfile
 from tests.conftest import Engine
-from tests.wire import Answer, Wire, answers_in, ask, get, post, post_order
+from tests.wire import PATIENCE_S, Answer, Wire, answers_in, ask, get, post, post_order
 
 CONNECTIONS = int(os.environ.get("FLASHSALE_CONNECTIONS", "40"))
 STEPS = 25
@@ -257,6 +257,20 @@ async def test_a_front_that_is_told_to_stop_answers_in_turn_or_closes(house: Hou
             assert came, "what had come before the front was told is answered"
     await asyncio.to_thread(front.wait, 30)
     await asyncio.to_thread(house.engine.wait_until_ready)
+
+
+@pytest.mark.parametrize("path", ["/v1/quotes", "/v1/carriers/nobody/events", "/v1/webhooks/payments"])
+async def test_who_needs_no_token_may_send_the_body_after_its_head(house: House, path: str) -> None:
+    """As most client libraries do. Asking for leave first makes sure that the front has seen the head alone."""
+    body = b'{"sale": "model", "market": "SG", "lines": [{"sku": "A", "quantity": 1}]}'
+    with await Wire.open(house.port) as wire:
+        await wire.send(_with(post(path, body), b"Expect: 100-continue").removesuffix(body))
+        while not wire.received.startswith(b"HTTP/1.1 100 "):
+            assert await wire.read_some(PATIENCE_S), wire.received
+        await wire.send(body)
+        (answer,) = await wire.read(1)
+        assert answer.status != 401, answer
+        assert path != "/v1/quotes" or answer.status == 200, answer
 
 
 ODD_TARGETS = (
