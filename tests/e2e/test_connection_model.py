@@ -12,7 +12,9 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -29,6 +31,8 @@ from tests.wire import PATIENCE_S, Answer, Wire, answers_in, ask, get, post, pos
 CONNECTIONS = int(os.environ.get("FLASHSALE_CONNECTIONS", "40"))
 STEPS = 25
 DRAINED = 40  # connections with requests under way when their front is told to stop
+DRAIN_S = 8  # the default of FLASHSALE_DRAIN_TIMEOUT_S
+LARGE = 3  # of them may ask for large pages: more at once than FLASHSALE_UNSENT_MAX_BYTES and some are cut off
 GROWTH_BYTES = 16 * 1024 * 1024  # of the front: its heap's own growth, whatever the number of connections was
 SEED = 1111
 SALE = """
@@ -104,6 +108,9 @@ KINDS = (
 )
 
 
+SMALL = tuple(kind for kind in KINDS if kind != "large page")
+
+
 def _with(request: bytes, line: bytes) -> bytes:
     return request.replace(b"\r\n", b"\r\n" + line + b"\r\n", 1)
 
@@ -112,6 +119,17 @@ def told(answer: Answer) -> Expected:
     if answer.status == 201:
         return 201, str(answer.json()["lines"][0]["quantity"])
     return answer.status, "" if answer.status == 401 else answer.headers.get("x-request-id", "")
+
+
+def whole(received: bytes) -> bool:
+    """Whether the bytes are answers to their last byte, none of them to a HEAD."""
+    while received:
+        head, end, received = received.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: ?([0-9]+)", head, re.IGNORECASE)
+        if not end or length is None or len(received) < int(length[1]):
+            return False
+        received = received[int(length[1]) :]
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -244,17 +262,23 @@ async def test_a_front_that_is_told_to_stop_answers_in_turn_or_closes(house: Hou
             await wire.read(1)
             wire.received = b""
         plans: list[list[Expected]] = []
-        for wire in wires:
-            asked = [house.request(draw.choice(KINDS)) for _ in range(draw.randint(1, 30))]
+        reading = [asyncio.create_task(wire.read_to_end()) for wire in wires]  # who reads nothing may be cut off
+        for number, wire in enumerate(wires):
+            kinds = KINDS if number < LARGE else SMALL
+            asked = [house.request(draw.choice(kinds)) for _ in range(draw.randint(1, 30))]
             plans.append([answer for _, answer in asked])
             await wire.send(b"".join(request for request, _ in asked))
         front.send_signal(signal.SIGTERM)
-        for wire, plan in zip(wires, plans, strict=True):
-            answers = await wire.read_to_end()
+        told_at = time.monotonic()
+        read = await asyncio.gather(*reading)
+        took_s = time.monotonic() - told_at
+        for wire, plan, answers in zip(wires, plans, read, strict=True):
             came = [told(answer) for answer in answers]
             assert came == plan[: len(came)]
+            assert whole(wire.received), "an answer that has begun is there to its end"
             assert not [True for answer in answers[:-1] if answer.headers.get("connection") == "close"], answers
-            assert came, "what had come before the front was told is answered"
+    assert any(read)
+    assert took_s < DRAIN_S, "nobody waited until the drain's time was over"
     await asyncio.to_thread(front.wait, 30)
     await asyncio.to_thread(house.engine.wait_until_ready)
 
