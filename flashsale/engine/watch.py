@@ -26,7 +26,7 @@ from flashsale.engine.parts import OwnPart, Part, living, name_of, pid_of
 log = structlog.get_logger("flashsale.supervisor")
 
 LOOK_EVERY_S = 1.0
-LOOK_MOST_S = 2.5  # what one look may add to a silence: a longer one was our own
+LOOK_LATE_S = 2.5  # a look that comes later than this was held up by something that held up the parts, too
 ASK_WITHIN_S = 1.0  # a server that is asked
 BEGIN_WITHIN_S = 60.0  # a part's first sign: it imports half the house on a machine that has other things to do
 DATAGRAM_BYTES = 4096
@@ -68,7 +68,9 @@ class Watch:
         try:
             while True:
                 await asyncio.sleep(LOOK_EVERY_S)
-                passed_s, looked = min(loop.time() - looked, LOOK_MOST_S), loop.time()
+                passed_s, looked = loop.time() - looked, loop.time()
+                if passed_s > LOOK_LATE_S:
+                    passed_s = LOOK_EVERY_S
                 self._look(passed_s)
                 await self._ask(serving(), passed_s)
         finally:
