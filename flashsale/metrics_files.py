@@ -37,12 +37,18 @@ def directory_of(data_dir: Path) -> Path:
     return place
 
 
-def emptied(data_dir: Path) -> Path | None:
-    """The directory, with nothing in it of an earlier engine; None where it can't be had."""
+def emptied(data_dir: Path, owner: tuple[int, int] | None) -> Path | None:
+    """The directory with nothing in it of an earlier engine; None where it can't be had.
+
+    owner: (uid, gid) of who counts there; None: ourselves.
+    """
     try:
+        remove(data_dir)
         place = directory_of(data_dir)
         for file in place.iterdir():
             file.unlink()
+        if owner is not None:
+            os.chown(place, *owner)
     except (OSError, private_directory.NotPrivate):
         return None
     return place

@@ -30,6 +30,7 @@ NEAR = 0.7  # how alike a misspelt variable and a setting's must be for the one 
 _UNITS = {
     "port": "TCP port",
     "host": "address",
+    "account": "user name",
     "data_dir": "path",
     "redis_url": "URL",
     "database_url": "URL",
@@ -98,6 +99,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", validate_default=True)
 
     port: int = Field(8080, ge=1, le=65535, description="the one port for shoppers, pages and health")
+    account: str = Field(
+        "flashsale-parts",
+        pattern="^[a-z_][a-z0-9_-]{0,31}$",
+        description="under root: whom front ends, worker, sandbox and Valkey run as, made if absent; root = as root",
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on (in a container: 0.0.0.0)")
     management_port: int | None = Field(
         None, ge=1, le=65535, description="port for /metrics, /livez and /readyz apart from shoppers; unset: on PORT"

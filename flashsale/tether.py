@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+KILLED = signal.SIGKILL  # for what must not outlive us
 _PR_SET_PDEATHSIG = 1
 _ORPHANED = 113  # exit status of a child whose parent died before the signal was armed
 _POLL_S = 0.01

@@ -17,6 +17,7 @@ from pathlib import Path
 
 ACCOUNT = "flashsale"
 _FALLBACKS = ("postgres", "nobody")  # where there is no useradd
+SHELL = ("--shell", "/usr/sbin/nologin")
 _USERADD_SECONDS = 30
 
 # linux/posix_acl_xattr.h: a little-endian version, then (tag, permissions, id) entries ordered by tag and id.
@@ -33,28 +34,26 @@ class UnprivilegedFault(Exception):
     """No account to run as, or no way to let it in; one line that says what to do."""
 
 
-def account() -> pwd.struct_passwd:
-    """The system account `flashsale`, made once; else an existing unprivileged one. Root only.
+def account(wanted: str = ACCOUNT) -> pwd.struct_passwd:
+    """The system account of that name, made once; else an existing unprivileged one. Root only.
 
     Raises UnprivilegedFault if there is none and none can be made.
     """
     useradd = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if _find(ACCOUNT) is None and useradd is not None:
+    if _find(wanted) is None and useradd is not None:
         # Fails if another engine makes it at this moment, or if /etc is read-only: what exists afterwards decides.
         subprocess.run(  # noqa: S603 - a constant command
-            f"{useradd} --system --user-group --no-create-home --home-dir /nonexistent"
-            f" --shell /usr/sbin/nologin {ACCOUNT}".split(),
+            [*f"{useradd} --system --user-group --no-create-home --home-dir /nonexistent".split(), *SHELL, wanted],
             capture_output=True,
             timeout=_USERADD_SECONDS,
             check=False,
         )
-    for name in (ACCOUNT, *_FALLBACKS):
+    for name in (wanted, *_FALLBACKS):
         entry = _find(name)
         if entry is not None and entry.pw_uid != 0:
             return entry
     raise UnprivilegedFault(
-        "PostgreSQL can't run as root and there is no account for it: "
-        f"run `useradd --system {ACCOUNT}`, or start the engine as an ordinary user"
+        f"there is no account to run as: run `useradd --system {wanted}`, or start the engine as an ordinary user"
     )
 
 
@@ -79,9 +78,16 @@ def let_in(directory: Path, uid: int, gid: int) -> None:
             os.setxattr(place, _XATTR, _encode(_with_search(entries, uid)))
         except OSError as fault:
             raise UnprivilegedFault(
-                f"the account {pwd.getpwuid(uid).pw_name} that runs PostgreSQL may not enter {place} "
+                f"the account {pwd.getpwuid(uid).pw_name} may not enter {place} "
                 f"({os.strerror(fault.errno or 0)}): use another FLASHSALE_DATA_DIR, or `chmod o+x {place}`"
             ) from fault
+
+
+def hand_over(place: Path, uid: int, gid: int) -> None:
+    """The directory and all in it belong to the account."""
+    for directory, _, names in os.walk(place):
+        for path in (directory, *(os.path.join(directory, name) for name in names)):
+            os.chown(path, uid, gid, follow_symlinks=False)
 
 
 def _read(place: Path) -> list[Entry]:

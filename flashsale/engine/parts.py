@@ -64,6 +64,7 @@ class OwnPart:
         self._command = command
         self._env = env
         self._output = output
+        self.owner: tuple[int, int] | None = None  # (uid, gid) to run as; None: as ourselves
 
     def tell(self, environment: Mapping[str, str]) -> None:
         """Give its next process these variables, too."""
@@ -76,6 +77,7 @@ class OwnPart:
             death_signal=signal.SIGKILL,
             output=(self._output or sys.stderr).fileno(),
             env=self._env,
+            owner=self.owner,
         )
 
 

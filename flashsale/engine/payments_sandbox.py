@@ -26,24 +26,24 @@ class PaymentsSandbox(OwnPart):
         """`env`: of the engine's parts; its payment settings are this part's to fill in (`prepare`)."""
         super().__init__("payments sandbox", [], env, output)
         self._settings = settings
-        self._directory = settings.data_dir / "payments"
+        self.directory = settings.data_dir / "payments"
         self._keys: Keys | None = None
         self._port = 0
 
     def prepare(self) -> dict[str, str]:
         """Chooses port and keys; returns the settings by which the other parts know the provider."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         key, secret = self._settings.payments_api_key, self._settings.payments_webhook_secret
         self._keys = keys_of(
-            self._directory,
+            self.directory,
             key.get_secret_value() if key is not None else None,
             secret.get_secret_value() if secret is not None else None,
         )
-        self._port = _port(self._directory / "port")
+        self._port = _port(self.directory / "port")
         webhooks = f"http://{reachable(self._settings.host)}:{self._settings.port}/v1/webhooks/payments"
         options = {
             "--port": str(self._port),
-            "--data-dir": str(self._directory),
+            "--data-dir": str(self.directory),
             "--webhook-url": webhooks,
             "--pages-url": self._settings.public_address + SANDBOX_PAGES,
         }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal, TextIO
 from urllib.parse import urlsplit
 
-from flashsale import metrics_files, runfile, tether
+from flashsale import metrics_files, runfile, secret, tether, unprivileged
 from flashsale.embedded import PostgresServer, ValkeyServer
 from flashsale.engine.parts import OwnPart, Part, living
 from flashsale.engine.payments_sandbox import PaymentsSandbox
@@ -27,6 +27,7 @@ class Roster:
     def __init__(self, settings: Settings, parts_log: TextIO | None) -> None:
         """parts_log: where our own parts log to; None: our stderr."""
         self.settings = settings
+        self._owner: tuple[int, int] | None = None
         data_dir = settings.data_dir
         self.valkey = (
             ValkeyServer(
@@ -71,14 +72,33 @@ class Roster:
         yield self.worker
         yield from self.fronts
 
+    def run_as(self, owner: tuple[int, int]) -> None:
+        """Valkey and our own parts run as (uid, gid). Before any of them is started."""
+        self._owner = owner
+        for part in (*self.own(), self.valkey):
+            if part is not None:
+                part.owner = owner
+        if self.postgres is not None:
+            self.postgres.client = owner
+
     def prepare(self) -> None:
-        """What our own parts learn by their environment: where they count, who takes payments. Before their start."""
+        """What our own parts learn by their environment: where they count, who takes payments; and what they can't read
+        in DATA_DIR where they run as an account of their own. Before their start."""
         learned: dict[str, str] = {}
-        place = metrics_files.emptied(self.settings.data_dir)
+        place = metrics_files.emptied(self.settings.data_dir, self._owner)
         if place is not None:
             learned[metrics_files.VARIABLE] = str(place)
         if self.sandbox is not None:
             learned |= self.sandbox.prepare()
+        if self._owner is not None:
+            if self.sandbox is not None:
+                unprivileged.hand_over(self.sandbox.directory, *self._owner)
+            learned |= {
+                f"{ENV_PREFIX}SECRET": secret.find(self.settings),
+                f"{ENV_PREFIX}REDIS_URL": self.redis_url,
+                f"{ENV_PREFIX}DATABASE_URL": self.database_url,
+                "HOME": "/nonexistent",  # root's own is shut
+            }
         for env in (self._env, self._worker_env):
             env |= learned
 

@@ -19,7 +19,7 @@ import structlog
 from flashsale import metrics_files, runfile, secret
 from flashsale.embedded import REPAIRS_MAX, ServerDied
 from flashsale.embedded.server import Server
-from flashsale.engine import readiness, stopping
+from flashsale.engine import readiness, service_account, stopping
 from flashsale.engine.claim import claim
 from flashsale.engine.faults import SupervisorFault
 from flashsale.engine.parts import Backoff, OwnPart, Part, exited, name_of, pid_of, status_of
@@ -95,6 +95,12 @@ class Supervisor:
         return 1 if at_once else 0
 
     async def _serve(self, when_ready: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> None:
+        try:
+            owner = await asyncio.to_thread(service_account.found, self.settings)
+            if owner is not None:
+                self.parts.run_as(owner)
+        except service_account.NoServiceAccount as fault:
+            log.warning("parts.run_as_root", why=str(fault))
         await self._start_servers()
         self._keepers.append(asyncio.create_task(self._look_around()))
         await self._unless_a_keeper_fails(readiness.migrated(self.parts.database_url, self.parts.postgres))

@@ -174,6 +174,18 @@ async def test_a_ledger_from_before_the_role_becomes_the_role_s(own_postgres: Ca
         await connection.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="there are other accounts for root alone")
+def test_under_root_no_part_that_a_stranger_speaks_to_is_root(engine: Engine) -> None:
+    users = {process.pid: process.username() for process in tree(engine)}
+    by_name = {name: users[pid] for name, pid in pids(engine).items() if pid is not None}
+    assert by_name.pop("postgres") == unprivileged.ACCOUNT
+    assert set(by_name.values()) == {"flashsale-parts"}
+    assert "root" not in users.values()
+    for name in ("secret", "run.json", "postgres-password", "postgres-application-password"):
+        status = (engine.data_dir / name).stat()
+        assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600), name
+
+
 @pytest.mark.slow
 def test_sigterm_leaves_nothing_and_the_next_up_goes_on(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine().start()
