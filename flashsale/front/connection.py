@@ -333,7 +333,7 @@ class Connection(asyncio.Protocol):
                 self._become(State.LAST)  # its answer says so: nothing that lies behind is read
             self._page_bytes = canonical(head, body, self._state is State.LAST)
             if not self._queue:
-                self._lend()
+                self.lend()
         else:
             allowed = b", ".join(sorted(LENT_METHODS)).decode()
             self._refuse(Refused("method-not-allowed", allow=allowed))
@@ -374,9 +374,12 @@ class Connection(asyncio.Protocol):
         self._drop_what_comes()
         self._refuse(refused)
 
-    def _lend(self) -> None:
-        """Gives the waiting page to aiohttp."""
-        if self._state is State.CLOSED or self._page is not Page.WAITS:
+    def lend(self) -> None:
+        """Gives the waiting page to aiohttp, once there is room for its answer."""
+        if self._state is State.CLOSED or self._page is not Page.WAITS or self._queue:
+            return
+        if not self._hot.has_room:
+            self._hot.wait_for_room(self)
             return
         self._turn(Page.LENT)
         page, self._page_bytes = self._page_bytes, b""
@@ -452,7 +455,7 @@ class Connection(asyncio.Protocol):
             return
         if self._page is Page.WAITS:
             if not self._queue:
-                self._lend()
+                self.lend()
             return
         if self._closes():
             if not self._queue:
@@ -495,6 +498,7 @@ class Connection(asyncio.Protocol):
         if self._handler is not None:
             self._handler.resume_writing()
         self._go_on()
+        self._hot.make_room()
 
     def write_shared(self, data: bytes) -> None:
         self._shares = True

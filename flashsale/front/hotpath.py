@@ -8,6 +8,7 @@ process share: the routes, the bounds, the time and the drain.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Protocol
@@ -28,6 +29,7 @@ RECEIVE_BUFFER_BYTES = 32 * 1024  # what the kernel holds of one connection, and
 SEND_BUFFER_BYTES = 32 * 1024  # what the kernel keeps of answers that a client does not read: else it is megabytes
 WIDE_BUFFER_BYTES = 1024 * 1024  # of each, for a channel: its answers are hundreds of kilobytes, and it has a token
 
+PATIENCE_S = 1.0  # a client that reads, if slowly, makes room within it
 UNSENT_A_CONNECTION_BYTES = 4 * 1024
 """Beside the setting's bound: of a crowd some are always slow, and the more there are, the more."""
 
@@ -68,6 +70,7 @@ class HotPath:
         shortcut: Shortcut,
     ) -> None:
         self.settings, self.answers, self.lending, self.admission = settings, answers, lending, admission
+        self._waiting: deque[Connection] = deque()  # whose pages wait for room
         self.unsent = 0  # bytes of answers that clients do not read, each connection's own
         self.held = 0  # bytes of unfinished and waiting requests, of all connections
         self.routes = {route.path: route for route in routes}
@@ -98,6 +101,8 @@ class HotPath:
         self.now = now
         for connection in list(self.connections):
             connection.check(now)
+        self._cut_the_slowest()
+        self.make_room()
         for route in self.routes.values():
             route.tick(now_s)
         if self._refusals:
@@ -108,19 +113,34 @@ class HotPath:
         metrics.set_connections(len(self.connections))
 
     def unread(self, unsent: int) -> None:
-        """A client does not read so many bytes of its answer. Where too much waits for all of them, those that have not
-        read for longest are cut off."""
+        """A client does not read so many bytes of its answer."""
         self.unsent += unsent
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another page may be made: too many answers that nobody reads are waiting, else."""
         bound = self.settings.unsent_max_bytes + UNSENT_A_CONNECTION_BYTES * len(self.connections)
-        if self.unsent <= bound:
+        return self.unsent <= bound
+
+    def wait_for_room(self, connection: Connection) -> None:
+        """The connection's page is lent as soon as there is room; in the order in which they came."""
+        self._waiting.append(connection)
+
+    def make_room(self) -> None:
+        """Lends what waited for room, as far as there is any."""
+        while self._waiting and self.has_room:
+            self._waiting.popleft().lend()
+
+    def _cut_the_slowest(self) -> None:
+        """Where there is no room, clients that have not read for a while go, who has not for longest first."""
+        if self.has_room:
             return
-        log.warning("answers wait for clients that read none: the slowest are cut off", bytes=self.unsent)
-        left = self.unsent
-        waiting = [each for each in self.connections if each.flow.unsent]
-        for connection in sorted(waiting, key=attrgetter("flow.unread_since")):
-            if left <= bound // 2:
-                return
-            left -= connection.flow.unsent
+        slow = [
+            each for each in self.connections if each.flow.unsent and self.now - each.flow.unread_since > PATIENCE_S
+        ]
+        if slow:
+            log.warning("answers wait for clients that read none: the slowest are cut off", bytes=self.unsent)
+        for connection in sorted(slow, key=attrgetter("flow.unread_since"))[: max(1, len(slow) // 2)]:
             connection.abort()
 
     def begin_drain(self, idle_until: float) -> None:

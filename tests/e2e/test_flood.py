@@ -235,6 +235,19 @@ async def test_a_flood_of_strangers_is_bounded_and_shoppers_go_on(house: House, 
     assert grown <= GROWTH_BYTES + CI_SLACK_BYTES + A_CONNECTION_BYTES * connections, f"+{grown} bytes"
 
 
+async def test_who_reads_gets_every_large_page_whole_though_many_are_in_flight(house: House) -> None:
+    """What is kept of answers has a bound: beyond it pages wait, and nobody who reads is cut off."""
+
+    async def one() -> int:
+        (answer,) = await ask(house.port, get("/openapi.json"))
+        return len(answer.body)
+
+    for _ in range(3):
+        sizes = await asyncio.gather(*(one() for _ in range(40)))
+        assert len(set(sizes)) == 1
+        assert sizes[0] > 100_000
+
+
 async def test_a_half_closed_clients_order_behind_a_page_is_answered(house: House) -> None:
     body = json.dumps({"sale": "flood", "lines": [{"sku": "S0", "quantity": 1}], "market": "SG"}).encode()
     for number in range(20):
