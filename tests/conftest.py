@@ -26,6 +26,7 @@ import redis
 import structlog
 
 from flashsale.embedded import PostgresServer, ValkeyServer
+from flashsale.settings import misspelt
 
 FLASHSALE = Path(sys.executable).with_name("flashsale")
 READY_WITHIN_S = 60
@@ -48,6 +49,13 @@ def pytest_configure(config: pytest.Config) -> None:
         own = Path(tempfile.mkdtemp(prefix="flashsale-tests-"))
         config.option.basetemp = str(own / "t")
         config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The tests' own variables (sizes, seeds, corpora) are read by now. The engine knows none of them, and would say so
+    in every command that a test runs."""
+    for name in misspelt(os.environ):
+        del os.environ[name]
 
 
 def _emptied(server: ValkeyServer) -> ValkeyServer:
