@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 FULL = os.environ.get("FLASHSALE_FULL") == "1"
-_FOLDER = os.environ.get("FLASHSALE_CORPORA", "")
+FOLDER = os.environ.get("FLASHSALE_CORPORA", "")
 
 
 def absent() -> str:
     """One line that says what was not tried; "" where the corpora are there."""
-    if Path(_FOLDER, "http").is_dir() and _FOLDER:
+    if Path(FOLDER, "http").is_dir() and FOLDER:
         return ""
     return "FLASHSALE_CORPORA names no folder of corpora: their hostile input was not tried"
 
 
 def load(name: str) -> Any:
     """A JSON file of the corpora; an empty list where they are absent."""
-    return [] if absent() else json.loads(Path(_FOLDER, name).read_text(encoding="utf-8"))
+    return [] if absent() else json.loads(Path(FOLDER, name).read_text(encoding="utf-8"))

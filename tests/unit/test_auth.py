@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import jwt
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 
 from flashsale.errors import Refused
 from flashsale.front.auth import LEEWAY_S, TOKEN_MAX_BYTES, Verifier, bearer, mint
+from tests import corpora
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 NOW_S = 1_800_000_000
@@ -216,11 +215,8 @@ def test_nothing_is_minted_that_would_be_refused(arguments: tuple[str, str, int]
 
 
 def vectors(name: str) -> list[dict[str, Any]]:
-    corpora = os.environ.get("FLASHSALE_CORPORA")
-    if not corpora:
-        print("FLASHSALE_CORPORA is not set: Wycheproof's JWS vectors were not tried")
-        return []
-    groups: list[dict[str, Any]] = json.loads((Path(corpora) / "jwt" / name).read_text())["testGroups"]
+    found = corpora.load(f"jwt/{name}")
+    groups: list[dict[str, Any]] = found["testGroups"] if found else []
     return groups
 
 

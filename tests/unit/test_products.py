@@ -3,7 +3,6 @@
 import csv
 import gzip
 import io
-import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from flashsale.sale.products.columns import HEADERS
 from flashsale.sale.products.numbers import NotANumber, decimal
 from flashsale.sale.products.product import Finding, Product
 from flashsale.sale.products.reading import Variant, read
+from tests import corpora
 
 OLD, NEW = 0, 1
 FIELDS = ("handle", "title", "vendor", "option1 name", "option1 value", "sku", "price", "stock", "weight_g", "hs_code",
@@ -293,10 +293,10 @@ CORPUS = {  # products, warnings
 }
 
 
-@pytest.mark.skipif(not os.environ.get("FLASHSALE_CORPORA"), reason="needs the corpora")
+@pytest.mark.skipif(bool(corpora.absent()), reason=corpora.absent())
 @pytest.mark.parametrize("name", CORPUS)
 def test_a_catalogue_of_others_is_read_whole(name: str) -> None:
-    path = Path(os.environ["FLASHSALE_CORPORA"], "catalogue", name)
+    path = Path(corpora.FOLDER, "catalogue", name)
     data = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
     found, said = products(data)
     assert (len(found), len(said)) == CORPUS[name]
