@@ -42,6 +42,7 @@ SETTINGS = {
     "FLASHSALE_PAYMENTS_SILENT_S": "2",
     "FLASHSALE_PAYMENTS_TIMEOUT_S": "2",
     "FLASHSALE_EXTENSION_GUARD_S": "0.5",
+    "FLASHSALE_RETURN_ORIGINS": '["https://shop.example"]',
 }
 """The engine's own for this crowd: short, so that a run sees many of each."""
 
